@@ -1,0 +1,1 @@
+"""The AnimateDiff motion module: one definition, shared by the nodes and the trainer."""

@@ -1,0 +1,104 @@
+"""Injection of a motion module into an image UNet by forward hooks: no key, no weight changes.
+
+One implementation for both hosts: the hook runs a motion module on the output of the submodule that
+it follows (see layout.py), in ComfyUI's LDM UNet and in diffusers' UNet alike.
+"""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from . import layout
+from .module import MotionModule
+
+
+@dataclass
+class MotionRun:
+    """What a run may change between UNet calls; the motion module itself holds no run state.
+
+    num_frames: frames a clip in the batch; None or 1 leaves the UNet a plain image model.
+    scale: multiplies the keys of the temporal attention; 1 is an exact no-op.
+    """
+
+    num_frames: int | None = None
+    scale: float = 1.0
+
+
+class Injection:
+    """A motion module in a UNet. `eject()` leaves the UNet as it was, bit for bit."""
+
+    def __init__(self, unet: nn.Module, motion_module: MotionModule, run: MotionRun) -> None:
+        self.motion_module = motion_module
+        self.run = run
+        unet_sites = layout.sites(unet)
+        layout.check_fit(motion_module.config, unet_sites)
+        self._hooks = [
+            unet_sites[address].module.register_forward_hook(_hook(part, run))
+            for address, part in motion_module.parts().items()
+        ]
+
+    @property
+    def active(self) -> bool:
+        """Whether the hooks are in place."""
+        return bool(self._hooks)
+
+    def eject(self) -> None:
+        """Remove this injection's own hooks; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+_injections: "WeakKeyDictionary[nn.Module, Injection]" = WeakKeyDictionary()
+
+
+def inject(
+    unet: nn.Module,
+    motion_module: MotionModule,
+    *,
+    num_frames: int | None = None,
+    scale: float = 1.0,
+    run: MotionRun | None = None,
+) -> Injection:
+    """Hook a motion module into a UNet and return the handle that removes it.
+
+    `unet` is an LDM-layout UNet or a diffusers UNet2DConditionModel whose batch is
+    (clips * num_frames). Pass `run` to share the run state with the caller; it is also the
+    handle's `.run`, through which frames and scale may change between calls. Injecting the same
+    module again returns the handle in place. Raises ValueError for a UNet of another shape and for
+    one that holds another motion module.
+    """
+    current = injected(unet)
+    if current is not None:
+        if current.motion_module is motion_module and run in (None, current.run):
+            return current
+        raise ValueError("this UNet already holds a motion module; eject that one first.")
+    injection = Injection(unet, motion_module, run or MotionRun(num_frames, scale))
+    _injections[unet] = injection
+    return injection
+
+
+def injected(unet: nn.Module) -> Injection | None:
+    """Return the live injection of a UNet, or None."""
+    injection = _injections.get(unet)
+    return injection if injection is not None and injection.active else None
+
+
+def eject(unet: nn.Module) -> None:
+    """Remove whatever motion module a UNet holds; does nothing when it holds none."""
+    injection = _injections.pop(unet, None)
+    if injection is not None:
+        injection.eject()
+
+
+def _hook(part: nn.Module, run: MotionRun):
+    def run_motion_module(_module: nn.Module, _inputs: tuple, output):
+        if run.num_frames is None or run.num_frames == 1:
+            return output
+        if isinstance(output, torch.Tensor):
+            return part(output, run.num_frames, run.scale)
+        return (part(output[0], run.num_frames, run.scale), *output[1:])
+
+    return run_motion_module

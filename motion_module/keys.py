@@ -1,0 +1,74 @@
+"""The two released key layouts and the way between them.
+
+"comfyui" is the original AnimateDiff layout, which MotionModule itself uses; "diffusers" is that of
+MotionAdapter: no `.temporal_transformer`, renamed attentions and norms, one position table a block.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Layout = Literal["comfyui", "diffusers"]
+
+_RENAMES = [  # (ours, diffusers), applied to what follows `transformer_blocks.0.`
+    ("attention_blocks.0.pos_encoder.", "pos_embed."),
+    ("attention_blocks.0.", "attn1."),
+    ("attention_blocks.1.", "attn2."),
+    ("norms.0.", "norm1."),
+    ("norms.1.", "norm2."),
+    ("ff_norm.", "norm3."),
+]
+_PART = re.compile(r"^((?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.\d+\.")
+
+
+def layout_of(keys: Mapping[str, object]) -> Layout | None:
+    """Return the layout of motion module keys, None where there is no such key."""
+    parts = [k for k in keys if _PART.match(k)]
+    if not parts:
+        return None
+    return "comfyui" if any(".temporal_transformer." in k for k in parts) else "diffusers"
+
+
+def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename diffusers keys to ours; the one position table serves both attentions."""
+    out = {}
+    for key, tensor in tensors.items():
+        key = _PART.sub(lambda m: m.group(0) + "temporal_transformer.", key)
+        head, block, tail = key.partition(".transformer_blocks.0.")
+        for ours, theirs in _RENAMES:
+            if tail.startswith(theirs):
+                tail = ours + tail.removeprefix(theirs)
+                break
+        out[head + block + tail] = tensor
+        if tail.endswith("pos_encoder.pe"):
+            out[head + block + "attention_blocks.1.pos_encoder.pe"] = tensor
+    return out
+
+
+def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename our keys to diffusers'.
+
+    Raises ValueError where the two attentions of a block have different position tables, which
+    that layout cannot hold.
+    """
+    out = {}
+    for key, tensor in tensors.items():
+        if key.endswith("attention_blocks.1.pos_encoder.pe"):
+            first = tensors[key.replace("attention_blocks.1.", "attention_blocks.0.")]
+            if not torch.equal(first, tensor):
+                raise ValueError(
+                    f"{key} differs from the table of the first attention, "
+                    "which the diffusers layout cannot hold; keep the comfyui layout."
+                )
+            continue
+        key = key.replace(".temporal_transformer.", ".")
+        head, block, tail = key.partition(".transformer_blocks.0.")
+        for ours, theirs in _RENAMES:
+            if tail.startswith(ours):
+                tail = theirs + tail.removeprefix(ours)
+                break
+        out[head + block + tail] = tensor
+    return out

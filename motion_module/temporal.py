@@ -1,0 +1,171 @@
+"""The temporal transformer: self-attention over the frames at each spatial position.
+
+AnimateDiff (arXiv 2307.04725) section 4.2. GroupNorm, proj_in, two blocks of self-attention with
+sinusoidal positions, a GEGLU feed-forward, proj_out, residual. Submodules are named as in the
+released files, so that their keys load as they are.
+"""
+
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .config import MotionModuleConfig
+
+# CUDA kernels take at most 2^16 - 1 blocks in the batch dimension; heads multiply it
+MAX_ATTENTION_BATCH = 2**15
+
+
+def sinusoidal_positions(num_positions: int, channels: int) -> Tensor:
+    """Return the fixed encoding, shape (1, num_positions, channels): sin even, cos odd."""
+    position = torch.arange(num_positions).unsqueeze(1)
+    frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    table = torch.zeros(1, num_positions, channels)
+    table[0, :, 0::2] = torch.sin(position * frequency)
+    table[0, :, 1::2] = torch.cos(position * frequency)
+    return table
+
+
+class PositionalEncoding(nn.Module):
+    """Adds each frame's position; the table is a buffer because released files carry it."""
+
+    def __init__(self, num_positions: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("pe", sinusoidal_positions(num_positions, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # .to(x): a host that offloads weights moves layers, never bare buffers
+        return x + self.pe[:, : x.shape[1]].to(x)  # (b h w) f c
+
+
+class TemporalAttention(nn.Module):
+    """Multi-head self-attention over frames, with positions added to its input."""
+
+    def __init__(self, channels: int, config: MotionModuleConfig, layers: ModuleType) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.to_q = layers.Linear(channels, channels, bias=False)
+        self.to_k = layers.Linear(channels, channels, bias=False)
+        self.to_v = layers.Linear(channels, channels, bias=False)
+        self.to_out = nn.ModuleList([layers.Linear(channels, channels)])
+        self.pos_encoder = PositionalEncoding(config.max_frames, channels)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        x = self.pos_encoder(x)
+        heads = (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads)
+        q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
+        return self.to_out[0](attend(q, k, v, scale).transpose(1, 2).flatten(2))  # (b h w) f c
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Return softmax(scale q k^T / sqrt(d)) v, shapes (batch, heads, frames, d).
+
+    Multiplying the keys by `scale` is the same as multiplying the logits, without a copy of k.
+    """
+    logit_scale = None if scale == 1.0 else scale / math.sqrt(q.shape[-1])
+    if q.shape[0] <= MAX_ATTENTION_BATCH:
+        return functional.scaled_dot_product_attention(q, k, v, scale=logit_scale)
+    parts = zip(*(x.split(MAX_ATTENTION_BATCH) for x in (q, k, v)), strict=True)
+    return torch.cat(
+        [functional.scaled_dot_product_attention(*p, scale=logit_scale) for p in parts]
+    )
+
+
+class GEGLU(nn.Module):
+    """Projection to twice the width, one half gated by the GELU of the other."""
+
+    def __init__(self, channels: int, width: int, layers: ModuleType) -> None:
+        super().__init__()
+        self.proj = layers.Linear(channels, 2 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * functional.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU of four times the width and a projection back."""
+
+    def __init__(self, channels: int, layers: ModuleType) -> None:
+        super().__init__()
+        # the released files count a dropout in the middle
+        self.net = nn.Sequential(
+            GEGLU(channels, 4 * channels, layers),
+            nn.Identity(),
+            layers.Linear(4 * channels, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TemporalTransformerBlock(nn.Module):
+    """Two self-attentions over frames and a feed-forward, each behind a LayerNorm."""
+
+    def __init__(self, channels: int, config: MotionModuleConfig, layers: ModuleType) -> None:
+        super().__init__()
+        self.attention_blocks = nn.ModuleList(
+            TemporalAttention(channels, config, layers) for _ in range(2)
+        )
+        self.norms = nn.ModuleList(layers.LayerNorm(channels) for _ in range(2))
+        self.ff = FeedForward(channels, layers)
+        self.ff_norm = layers.LayerNorm(channels)
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        for norm, attention in zip(self.norms, self.attention_blocks, strict=True):
+            x = attention(norm(x), scale) + x
+        return self.ff(self.ff_norm(x)) + x  # (b h w) f c
+
+
+class TemporalTransformer(nn.Module):
+    """One motion module: what runs after one block of the image UNet."""
+
+    def __init__(self, channels: int, config: MotionModuleConfig, layers: ModuleType) -> None:
+        super().__init__()
+        self.max_frames = config.max_frames
+        self.norm_scope = config.norm_scope
+        self.norm = layers.GroupNorm(config.norm_groups, channels, eps=1e-6)
+        self.proj_in = layers.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList(
+            [TemporalTransformerBlock(channels, config, layers)]
+        )
+        self.proj_out = layers.Linear(channels, channels)
+
+    def forward(self, x: Tensor, num_frames: int, scale: float = 1.0) -> Tensor:
+        """Mix the frames of x, shape (batch * num_frames, channels, height, width).
+
+        `scale` multiplies the keys of both attentions. Raises ValueError when the frames exceed
+        the module's positions or do not divide the batch.
+        """
+        check_num_frames(x.shape[0], num_frames, self.max_frames)
+        clips = x.unflatten(0, (-1, num_frames))  # b f c h w
+        hidden = self.normalise(x, num_frames).permute(0, 3, 4, 1, 2)  # b h w f c
+        hidden = hidden.reshape(-1, num_frames, x.shape[1])  # (b h w) f c
+        hidden = self.proj_in(hidden)
+        for block in self.transformer_blocks:
+            hidden = block(hidden, scale)
+        hidden = self.proj_out(hidden)
+        hidden = hidden.view(clips.shape[0], *x.shape[2:], num_frames, x.shape[1])  # b h w f c
+        return (clips + hidden.permute(0, 3, 4, 1, 2)).flatten(0, 1)  # (b f) c h w
+
+    def normalise(self, x: Tensor, num_frames: int) -> Tensor:
+        """Apply the GroupNorm in its scope; returns (batch, frames, channels, height, width)."""
+        if self.norm_scope == "frame":
+            return self.norm(x).unflatten(0, (-1, num_frames))
+        return self.norm(x.unflatten(0, (-1, num_frames)).transpose(1, 2)).transpose(1, 2)
+
+
+def check_num_frames(batch: int, num_frames: int, max_frames: int) -> None:
+    """Raise ValueError where a batch is not a whole number of clips that the positions cover."""
+    if num_frames > max_frames:
+        raise ValueError(
+            f"this motion module has positions for {max_frames} frames, not {num_frames}; "
+            f"make at most {max_frames} frames, or use sliding context windows of that length."
+        )
+    if num_frames < 1 or batch % num_frames:
+        raise ValueError(
+            f"a batch of {batch} images is not a whole number of clips of {num_frames} frames; "
+            "every clip of a batch must have the same number of frames."
+        )

@@ -1,0 +1,1 @@
+"""Pure torch maths of few-step sampling; knows neither a UNet nor a host."""
