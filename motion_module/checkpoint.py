@@ -5,34 +5,24 @@ keys, in .safetensors or as a pickle of tensors (.ckpt, .pth, .pt, .bin).
 """
 
 import os
-import pickle
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import keys, recognise
+from . import files, infer, keys, recognise
 from .config import MotionModuleConfig
+from .files import CheckpointError, atomic_path
 from .module import MotionModule
-from .temporal import sinusoidal_positions
 
-EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin")
-POSITIONS_WHERE_FILE_HAS_NONE = 64  # AnimateLCM's own code
 _DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 _RELEASED_STEPS = re.compile(r"lightning[_-](\d+)[_-]?step", re.IGNORECASE)
-_ADDRESS = re.compile(r"^((?:down_blocks|up_blocks)\.(\d+)|mid_block)\.motion_modules\.(\d+)\.")
-
-
-class CheckpointError(ValueError):
-    """A file that cannot be used as a motion module; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +42,7 @@ class MotionCheckpoint:
     dtype: torch.dtype
     metadata: dict[str, str]
 
-    def build(
-        self, layers: ModuleType = nn, dtype: torch.dtype | None = None
-    ) -> MotionModule:
+    def build(self, layers: ModuleType = nn, dtype: torch.dtype | None = None) -> MotionModule:
         """Return the module with these weights, in `dtype` or the file's own."""
         with torch.device("meta"):
             module = MotionModule(self.config, layers)
@@ -64,9 +52,15 @@ class MotionCheckpoint:
         module.load_state_dict(weights, assign=True)
         return module.eval().requires_grad_(False)
 
+    def without_tensors(self) -> "MotionCheckpoint":
+        """Return what is known of the file without holding its weights."""
+        return replace(self, state_dict={})
+
     def describe(self) -> dict[str, str]:
         """Return what was found as label -> text, for a table."""
         channels = sorted(set(self.config.addresses().values()))
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in MotionModule(self.config).parameters())
         return {
             "file": str(self.path),
             "family": self.family,
@@ -79,8 +73,8 @@ class MotionCheckpoint:
             "positions": f"{self.config.max_frames} frames",
             "heads": str(self.config.num_heads),
             "norm": f"{self.config.norm_groups} groups over each {self.config.norm_scope}",
-            "parameters": f"{sum(t.numel() for k, t in self.state_dict.items() if not k.endswith('.pe')):,}",
-            "metadata": ", ".join(f"{k}={v}" for k, v in self.metadata.items()) or "none",
+            "parameters": f"{parameters:,}",
+            "metadata": ", ".join(f"{k}={v}" for k, v in sorted(self.metadata.items())) or "none",
         }
 
 
@@ -92,25 +86,21 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     """
     path = Path(path)
     try:
-        tensors, metadata = _read(path)
-        tensors = _unwrap(tensors)
+        tensors, metadata = files.read(path)
         layout = keys.layout_of(tensors)
-        if layout is None:
-            name = recognise.name_other(tensors) or "a file of some other kind"
-            raise CheckpointError(f"is no motion module but {name}")
-        refusal = recognise.refuse_known(tensors)
+        refusal = (recognise.refuse_known if layout else recognise.refuse_other)(tensors)
         if refusal:
             raise CheckpointError(refusal)
         if layout == "diffusers":
             tensors = keys.from_diffusers(tensors)
-        config = replace(_infer_config(tensors), **_config_from_metadata(metadata))
+        config = infer.config(tensors, metadata)
         has_positions = any(k.endswith(".pos_encoder.pe") for k in tensors)
         if not has_positions:
-            tensors |= _computed_positions(config)
+            tensors |= infer.computed_positions(config)
         _validate(tensors, config)
         dtype = Counter(t.dtype for t in tensors.values()).most_common(1)[0][0]
         steps = _steps(path, metadata)
-    except (CheckpointError, ValueError) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path.name} {_sentence(str(error))}") from error
     return MotionCheckpoint(
         path=path, config=config, state_dict=tensors, layout=layout, dtype=dtype, steps=steps,
@@ -150,131 +140,6 @@ def save(
     return path
 
 
-class atomic_path:  # noqa: N801 - reads as a verb in `with atomic_path(path) as temporary`
-    """Context manager giving a temporary name beside `path`, renamed to it only on success."""
-
-    def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=f".{self.path.stem}-", suffix=self.path.suffix, dir=self.path.parent
-        )
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        if kind is None:
-            umask = os.umask(0)
-            os.umask(umask)
-            self.temporary.chmod(0o666 & ~umask)  # mkstemp makes files for the owner alone
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
-
-
-def _read(path: Path) -> tuple[dict[str, object], dict[str, str]]:
-    if path.suffix.lower() not in EXTENSIONS:
-        raise CheckpointError(f"has no known extension; expected one of {', '.join(EXTENSIONS)}")
-    if path.is_dir():
-        raise CheckpointError("is a folder; give the weights file inside it")
-    if not path.is_file():
-        raise CheckpointError(f"was not found in {path.parent}")
-    if path.suffix.lower() in (".safetensors", ".sft"):
-        return _read_safetensors(path)
-    return _read_pickle(path), {}
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(
-            f"is truncated or no safetensors file ({error}); download it again"
-        ) from error
-
-
-def _read_pickle(path: Path) -> dict[str, object]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            "holds more than tensors, or is damaged, and is not opened for safety; "
-            "get the .safetensors version"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError("is truncated or no PyTorch file; download it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"holds a {type(content).__name__} where a state dict belongs")
-    return content
-
-
-def _unwrap(content: dict) -> dict[str, Tensor]:
-    """Drop what trainers wrap around the weights: nesting, a config, a "module." prefix."""
-    if isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = {k.removeprefix("module."): t for k, t in content.items() if isinstance(t, Tensor)}
-    if not tensors:
-        raise CheckpointError("holds no tensors; download it again")
-    return tensors
-
-
-def _infer_config(tensors: Mapping[str, Tensor]) -> MotionModuleConfig:
-    channels: dict[str, dict[int, int]] = {}
-    for key, tensor in tensors.items():
-        match = _ADDRESS.match(key)
-        if match and key.endswith(".temporal_transformer.norm.weight"):
-            channels.setdefault(match.group(1), {})[int(match.group(3))] = tensor.shape[0]
-        elif match:
-            channels.setdefault(match.group(1), {}).setdefault(int(match.group(3)), 0)
-    sides: dict[str, list] = {"down_blocks": [], "up_blocks": []}
-    for side, blocks in sides.items():
-        count = 1 + max((int(b.split(".")[1]) for b in channels if b.startswith(side)), default=-1)
-        blocks += [_part_channels(f"{side}.{i}", channels) for i in range(count)]
-    middle = _part_channels("mid_block", channels) if "mid_block" in channels else ()
-    tables = (t.shape[1] for k, t in tensors.items() if k.endswith("pos_encoder.pe") and t.ndim == 3)
-    return MotionModuleConfig(
-        down_blocks=tuple(sides["down_blocks"]),
-        mid_block=middle,
-        up_blocks=tuple(sides["up_blocks"]),
-        max_frames=next(tables, POSITIONS_WHERE_FILE_HAS_NONE),
-        num_heads=1,  # heads and groups are no matter of tensors: metadata or defaults follow
-        norm_groups=1,
-    )
-
-
-def _part_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[int, ...]:
-    parts = channels.get(block, {})
-    for j in range(1 + max(parts, default=0)):
-        if not parts.get(j):
-            key = f"{block}.motion_modules.{j}.temporal_transformer.norm.weight"
-            raise CheckpointError(f"lacks {key}; the file is incomplete, download it again")
-    return tuple(parts[j] for j in sorted(parts))
-
-
-def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
-    default = MotionModuleConfig()
-    out: dict[str, object] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
-    for name in ("num_heads", "norm_groups"):
-        text = metadata.get(name, str(getattr(default, name)))
-        if not text.isdecimal():
-            raise CheckpointError(f"has {name}={text!r} in its metadata, which is no whole number")
-        out[name] = int(text)
-    return out
-
-
-def _computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:
-    return {
-        f"{address}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.pos_encoder.pe":
-            sinusoidal_positions(config.max_frames, channels)
-        for address, channels in config.addresses().items()
-        for i in (0, 1)
-    }  # fmt: skip
-
-
 def _validate(tensors: Mapping[str, Tensor], config: MotionModuleConfig) -> None:
     with torch.device("meta"):
         expected = {k: tuple(t.shape) for k, t in MotionModule(config).state_dict().items()}
@@ -284,16 +149,16 @@ def _validate(tensors: Mapping[str, Tensor], config: MotionModuleConfig) -> None
         if k in expected and tuple(t.shape) != expected[k]
     ]
     wrong_dtype = [f"{k} as {t.dtype}" for k, t in tensors.items() if t.dtype not in _DTYPES]
-    for what, found in (
-        ("lacks", [k for k in expected if k not in tensors]),
-        ("has unknown", [k for k in tensors if k not in expected]),
-        ("has", wrong_shape),
-        ("has", wrong_dtype),
+    missing = [k for k in expected if k not in tensors]
+    unknown = [k for k in tensors if k not in expected]
+    for what, found, advice in (
+        ("lacks", missing, "the file is incomplete, download it again"),
+        ("has unknown", unknown, "use a file in one of the released layouts"),
+        ("has", wrong_shape, "the file is damaged or of another model, download it again"),
+        ("has", wrong_dtype, "save its weights as float16, bfloat16 or float32"),
     ):
         if found:
-            raise CheckpointError(
-                f"{what} {_first(found)}; the file is damaged or not one of the released layouts"
-            )
+            raise CheckpointError(f"{what} {_first(found)}; {advice}")
     # a sum in float32 is finite unless an element is not, and takes one pass without a copy
     broken = [
         k for k, t in tensors.items()
@@ -312,7 +177,8 @@ def _steps(path: Path, metadata: Mapping[str, str]) -> int:
     if "steps" in metadata:
         if not metadata["steps"].isdecimal():
             raise CheckpointError(
-                f"has steps={metadata['steps']!r} in its metadata, which is no whole number"
+                f"has steps={metadata['steps']!r} in its metadata, which is no whole number; "
+                "save it again"
             )
         return int(metadata["steps"])
     released = _RELEASED_STEPS.search(path.name)
@@ -320,4 +186,5 @@ def _steps(path: Path, metadata: Mapping[str, str]) -> int:
 
 
 def _sentence(text: str) -> str:
+    text = " ".join(text.split())
     return text if text.endswith(".") else text + "."

@@ -4,8 +4,8 @@ One implementation for both hosts: the hook runs a motion module on the output o
 it follows (see layout.py), in ComfyUI's LDM UNet and in diffusers' UNet alike.
 """
 
+import weakref
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ class Injection:
     def __init__(self, unet: nn.Module, motion_module: MotionModule, run: MotionRun) -> None:
         self.motion_module = motion_module
         self.run = run
+        self._unet = weakref.ref(unet)
         unet_sites = layout.sites(unet)
         layout.check_fit(motion_module.config, unet_sites)
         self._hooks = [
@@ -49,9 +50,12 @@ class Injection:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        unet = self._unet()
+        if unet is not None and _injections.get(unet) is self:
+            del _injections[unet]  # or the registry would keep the motion weights alive
 
 
-_injections: "WeakKeyDictionary[nn.Module, Injection]" = WeakKeyDictionary()
+_injections: "weakref.WeakKeyDictionary[nn.Module, Injection]" = weakref.WeakKeyDictionary()
 
 
 def inject(
@@ -82,13 +86,12 @@ def inject(
 
 def injected(unet: nn.Module) -> Injection | None:
     """Return the live injection of a UNet, or None."""
-    injection = _injections.get(unet)
-    return injection if injection is not None and injection.active else None
+    return _injections.get(unet)
 
 
 def eject(unet: nn.Module) -> None:
     """Remove whatever motion module a UNet holds; does nothing when it holds none."""
-    injection = _injections.pop(unet, None)
+    injection = injected(unet)
     if injection is not None:
         injection.eject()
 

@@ -31,7 +31,7 @@ class MotionModule(nn.Module):
         self.up_blocks = nn.ModuleList(block(channels) for channels in config.up_blocks)
 
     def parts(self) -> dict[str, TemporalTransformer]:
-        """Return every temporal transformer by its address, such as up_blocks.3.motion_modules.2."""
+        """Return every temporal transformer by address, such as up_blocks.3.motion_modules.2."""
         return {
             address: self.get_submodule(f"{address}.temporal_transformer")
             for address in self.config.addresses()
@@ -39,7 +39,7 @@ class MotionModule(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> "MotionModule":
-        """Draw fresh weights in place; proj_out is zero, so that training starts from the base model.
+        """Draw fresh weights in place; proj_out is zero: training starts from the base model.
 
         AnimateDiff section 4.2. Returns the module itself.
         """

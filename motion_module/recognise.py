@@ -1,4 +1,4 @@
-"""Tells what a weights file is from its keys and shapes, and why it cannot be used where it cannot."""
+"""Tells what a weights file is from its keys and shapes, and why one cannot be used."""
 
 from collections.abc import Mapping
 
@@ -6,48 +6,68 @@ from torch import Tensor
 
 from .config import MotionModuleConfig
 
-# (part of a key, what such a file is), the more particular first
+_IMAGE_LORA = ("a LoRA for the image model", "load it with Load LoRA")
+_CHECKPOINT = ("a Stable Diffusion checkpoint", "choose it as the base model")
+_VAE = ("a VAE", "load it with Load VAE")
+_CONTROLNET = ("a ControlNet", "load it with Load ControlNet Model")
+_EMBEDDING = ("a textual inversion embedding", "put it into the embeddings folder")
+_IMAGE_UNET = ("an image UNet without motion", "load it with Load Diffusion Model")
+_USE_SUPPORTED = "use v2, v3, Lightning or AnimateLCM"
+# (part of a key, what such a file is, what to do with it), the more particular first
 _OTHER_FILES = [
-    ("pos_encoder.positional_encoding", "a HotShot-XL motion module, which needs an SDXL base"),
-    ("processor.to_q_lora", "a motion LoRA; put it into animatediff_motion_lora"),
-    ("controlnet_cond_embedding", "a SparseCtrl or diffusers ControlNet model"),
-    ("control_model.", "a ControlNet"),
-    ("camera_encoder", "a CameraCtrl model"),
-    ("lora_te_", "a LoRA for the image model; load it with Load LoRA"),
-    ("lora_unet_", "a LoRA for the image model; load it with Load LoRA"),
-    ("lora_down", "a LoRA for the image model; load it with Load LoRA"),
-    ("lora_A", "a LoRA for the image model; load it with Load LoRA"),
-    ("lora.down", "a LoRA for the image model; load it with Load LoRA"),
-    ("conditioner.embedders", "an SDXL checkpoint; load it with Load Checkpoint"),
-    ("cond_stage_model.", "a Stable Diffusion checkpoint; load it with Load Checkpoint"),
-    ("model.diffusion_model.", "a Stable Diffusion checkpoint; load it with Load Checkpoint"),
-    ("input_blocks.", "an image UNet without its motion"),
-    ("first_stage_model.", "a VAE; load it with Load VAE"),
-    ("encoder.mid_block.resnets", "a VAE; load it with Load VAE"),
-    ("decoder.mid.block_1", "a VAE; load it with Load VAE"),
-    ("text_model.encoder.layers", "a CLIP model"),
-    ("image_proj.", "an IP-Adapter"),
-    ("emb_params", "a textual inversion embedding; put it into embeddings"),
-    ("string_to_param", "a textual inversion embedding; put it into embeddings"),
-    ("transformer_blocks.0.attn1.to_q", "an image UNet in diffusers layout"),
+    ("controlnet_cond_embedding", *_CONTROLNET),
+    ("control_model.", *_CONTROLNET),
+    ("camera_encoder", "a CameraCtrl model", _USE_SUPPORTED),
+    ("lora_te_", *_IMAGE_LORA),
+    ("lora_unet_", *_IMAGE_LORA),
+    ("lora_down", *_IMAGE_LORA),
+    ("lora_A", *_IMAGE_LORA),
+    ("lora.down", *_IMAGE_LORA),
+    ("conditioner.embedders", "an SDXL checkpoint", "choose it as the base model"),
+    ("cond_stage_model.", *_CHECKPOINT),
+    ("model.diffusion_model.", *_CHECKPOINT),
+    ("input_blocks.", *_IMAGE_UNET),
+    ("first_stage_model.", *_VAE),
+    ("encoder.mid_block.resnets", *_VAE),
+    ("decoder.mid.block_1", *_VAE),
+    ("text_model.encoder.layers", "a CLIP model", "load it with Load CLIP"),
+    ("image_proj.", "an IP-Adapter", "load it with an IP-Adapter node"),
+    ("emb_params", *_EMBEDDING),
+    ("string_to_param", *_EMBEDDING),
+    ("transformer_blocks.0.attn1.to_q", *_IMAGE_UNET),
 ]
+_MOTION_LORA = (
+    "is a motion LoRA, not a motion module; put it into the animatediff_motion_lora folder"
+)
 _CROSS_FRAME_POSITIONS = 24
 
 
-def name_other(keys: Mapping[str, object]) -> str | None:
-    """Name a file that is no motion module; None where the keys are not known."""
-    return next((name for part, name in _OTHER_FILES if any(part in k for k in keys)), None)
+def refuse_other(keys: Mapping[str, object]) -> str:
+    """Return what a file without a single motion module key is, and what to do with it."""
+    if _is_motion_lora(keys):
+        return _MOTION_LORA
+    if any(k.endswith("pos_encoder.positional_encoding") for k in keys):
+        return "is a HotShot-XL motion module, which needs an SDXL base; use an SD1.5 motion module"
+    for part, name, advice in _OTHER_FILES:
+        if any(part in k for k in keys):
+            return f"is {name}, not a motion module; {advice}"
+    return f"is no motion module and of no kind that is known here; {_USE_SUPPORTED}"
 
 
 def refuse_known(tensors: Mapping[str, Tensor]) -> str | None:
-    """Return why a motion module of a known but unsupported family is refused, None if it is not.
+    """Return why a file with motion module keys is refused, None if it is not.
 
     `tensors` may be in either layout.
     """
-    if any(k.endswith("pos_encoder.positional_encoding") for k in tensors):
-        return f"is {_OTHER_FILES[0][1]}; use an SD1.5 motion module"
+    if _is_motion_lora(tensors):
+        return _MOTION_LORA
+    if any(".resnets." in k for k in tensors):
+        return "is a whole UNet with a motion module inside; export the motion module by itself"
     if any(k.startswith("conv_in.") for k in tensors):
-        return "is a PIA motion module, which replaces the base model's first convolution"
+        return (
+            "is a PIA motion module, which replaces the base model's first convolution; "
+            f"{_USE_SUPPORTED}"
+        )
     if _looks_like_sdxl(tensors):
         return "is an AnimateDiff-SDXL motion module, which needs an SDXL base; use an SD1.5 one"
     has_middle = any(k.startswith("mid_block.") for k in tensors)
@@ -55,7 +75,7 @@ def refuse_known(tensors: Mapping[str, Tensor]) -> str | None:
     if not has_middle and positions == _CROSS_FRAME_POSITIONS:
         return (
             "is an AnimateDiff v1 motion module (24 positions, no mid block), which needs a UNet "
-            "that normalises across frames; use v2, v3, Lightning or AnimateLCM"
+            f"that normalises across frames; {_USE_SUPPORTED}"
         )
     return None
 
@@ -73,10 +93,15 @@ def _is_position_table(key: str, tensor: Tensor) -> bool:
     return key.endswith((".pos_encoder.pe", ".pos_embed.pe")) and tensor.ndim == 3
 
 
+def _is_motion_lora(keys: Mapping[str, object]) -> bool:
+    return any("motion_modules." in k and "lora" in k for k in keys)
+
+
 def _looks_like_sdxl(tensors: Mapping[str, Tensor]) -> bool:
     widths = {}
     for key, tensor in tensors.items():
         side, _, rest = key.partition(".")
-        if side == "down_blocks" and rest.endswith(("temporal_transformer.norm.weight", ".norm.weight")):
-            widths[int(rest.split(".")[0])] = tensor.shape[0]
-    return [widths[i] for i in sorted(widths)] == [320, 640, 1280]
+        if side == "down_blocks" and rest.endswith(".norm.weight"):
+            widths[rest.partition(".")[0]] = tensor.numel()
+    has_fourth = any(k.startswith(("down_blocks.3.", "up_blocks.3.")) for k in tensors)
+    return [widths[i] for i in sorted(widths)] == [320, 640, 1280] and not has_fourth

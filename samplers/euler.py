@@ -1,4 +1,4 @@
-"""The few-step Euler sampler of AnimateDiff-Lightning (section 4.1), the one loop of the project."""
+"""The few-step Euler sampler of AnimateDiff-Lightning (section 4.1), the project's one loop."""
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise

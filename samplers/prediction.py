@@ -1,7 +1,8 @@
 """Conversions between x_t, x0, eps and v, and the move along the probability flow.
 
 AnimateDiff-Lightning section 3.2 and SDXL-Lightning (arXiv 2402.13929) section 3:
-x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
+x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps,
+v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0.
 Timesteps are integer tensors of shape (batch,) or (); -1 stands for the clean sample.
 """
 
@@ -13,14 +14,14 @@ from .schedule import NUM_TRAIN_TIMESTEPS, alpha_bar
 def coefficients(
     timesteps: torch.Tensor | int, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar), shaped to broadcast over `like`, in its dtype."""
+    """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar), broadcasting over `like`, in its dtype."""
     ab = alpha_bar(torch.as_tensor(timesteps, device=like.device))
     ab = ab.reshape(ab.shape + (1,) * (like.ndim - ab.ndim))
     return ab.sqrt().to(like.dtype), (1 - ab).sqrt().to(like.dtype)
 
 
 def forward(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-    """Noise x0 to timestep t; at t = T (999) the result is pure noise, as in training (section 3.1)."""
+    """Noise x0 to timestep t; at t = T (999) the result is pure noise, as in section 3.1."""
     alpha, sigma = coefficients(t, x0)
     at_end = torch.as_tensor(t, device=x0.device) == NUM_TRAIN_TIMESTEPS - 1
     at_end = at_end.reshape(at_end.shape + (1,) * (x0.ndim - at_end.ndim))
@@ -40,7 +41,7 @@ def eps_from_v(x_t: torch.Tensor, v: torch.Tensor, t: torch.Tensor | int) -> tor
 
 
 def v_from_eps(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
-    """Return v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho, arXiv 2202.00512)."""
+    """Return v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (arXiv 2202.00512)."""
     alpha, sigma = coefficients(t, x0)
     return alpha * eps - sigma * x0
 

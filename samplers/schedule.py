@@ -1,4 +1,4 @@
-"""The AnimateDiff noise schedule and the trailing timesteps that the distilled modules were trained on.
+"""The AnimateDiff noise schedule and the trailing timesteps that distilled modules are trained on.
 
 AnimateDiff-Lightning (arXiv 2403.12706) section 3: linear betas 0.00085 to 0.012 over T = 1000, not
 rescaled to zero terminal SNR. Timesteps are 0-based, so T is timestep 999.
@@ -67,5 +67,5 @@ def sigmas(num_steps: int, start_step: int = 0) -> torch.Tensor:
 
     Shape (num_steps - start_step + 1,), float32; sigma at T is 25.1461.
     """
-    ab = alpha_bar(torch.tensor(trained_timesteps(num_steps, start_step) + [CLEAN]))
+    ab = alpha_bar(torch.tensor([*trained_timesteps(num_steps, start_step), CLEAN]))
     return ((1 - ab) / ab).sqrt().float()

@@ -1,0 +1,1 @@
+"""Headless use without ComfyUI: the command line program, generation, and the trainer."""

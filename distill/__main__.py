@@ -1,0 +1,8 @@
+"""`python -m animatediff_lightning.distill` is the console script `animatediff-lightning`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Infers a motion module's config from its tensors, and from metadata what no tensor tells."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from .config import MotionModuleConfig
+from .files import CheckpointError
+from .temporal import sinusoidal_positions
+
+POSITIONS_WHERE_FILE_HAS_NONE = 64  # AnimateLCM's own code
+_ADDRESS = re.compile(r"^((?:down_blocks|up_blocks)\.(\d+)|mid_block)\.motion_modules\.(\d+)\.")
+
+
+def config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> MotionModuleConfig:
+    """Return the config of tensors in the comfyui layout.
+
+    Channels, blocks, mid block and positions come from the tensors; heads, norm groups and norm
+    scope from the metadata, else AnimateDiff's 8, 32 and "frame". Raises CheckpointError.
+    """
+    try:
+        return replace(_infer_config(tensors), **_config_from_metadata(metadata))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"cannot be built from its tensors and metadata: {error}") from error
+
+
+def _infer_config(tensors: Mapping[str, Tensor]) -> MotionModuleConfig:
+    channels: dict[str, dict[int, int]] = {}
+    for key, tensor in tensors.items():
+        match = _ADDRESS.match(key)
+        if match and key.endswith(".temporal_transformer.norm.weight"):
+            channels.setdefault(match.group(1), {})[int(match.group(3))] = tensor.numel()
+        elif match:
+            channels.setdefault(match.group(1), {}).setdefault(int(match.group(3)), 0)
+    sides: dict[str, list] = {"down_blocks": [], "up_blocks": []}
+    for side, blocks in sides.items():
+        count = 1 + max((int(b.split(".")[1]) for b in channels if b.startswith(side)), default=-1)
+        blocks += [_part_channels(f"{side}.{i}", channels) for i in range(count)]
+    down, up = len(sides["down_blocks"]), len(sides["up_blocks"])
+    if down != up:
+        raise CheckpointError(
+            f"has {down} down blocks but {up} up blocks; the file is incomplete, download it again"
+        )
+    middle = _part_channels("mid_block", channels) if "mid_block" in channels else ()
+    tables = (
+        t.shape[1] for k, t in tensors.items() if k.endswith("pos_encoder.pe") and t.ndim == 3
+    )
+    return MotionModuleConfig(
+        down_blocks=tuple(sides["down_blocks"]),
+        mid_block=middle,
+        up_blocks=tuple(sides["up_blocks"]),
+        max_frames=next(tables, POSITIONS_WHERE_FILE_HAS_NONE),
+        num_heads=1,  # heads and groups are no matter of tensors: metadata or defaults follow
+        norm_groups=1,
+    )
+
+
+def _part_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[int, ...]:
+    parts = channels.get(block, {})
+    for j in range(1 + max(parts, default=0)):
+        if not parts.get(j):
+            key = f"{block}.motion_modules.{j}.temporal_transformer.norm.weight"
+            raise CheckpointError(f"lacks {key}; the file is incomplete, download it again")
+    return tuple(parts[j] for j in sorted(parts))
+
+
+def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
+    default = MotionModuleConfig()
+    out: dict[str, object] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
+    for name in ("num_heads", "norm_groups"):
+        text = metadata.get(name, str(getattr(default, name)))
+        if not text.isdecimal():
+            raise CheckpointError(
+                f"has {name}={text!r} in its metadata, which is no whole number; save it again"
+            )
+        out[name] = int(text)
+    return out
+
+
+def computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:
+    """Return the position tables that AnimateLCM's files leave out."""
+    return {
+        f"{address}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.pos_encoder.pe":
+            sinusoidal_positions(config.max_frames, channels)
+        for address, channels in config.addresses().items()
+        for i in (0, 1)
+    }  # fmt: skip

@@ -1,0 +1,50 @@
+"""Load Motion Module: a file of models/animatediff_models, recognised and validated."""
+
+from comfy_api.latest import io
+
+from . import adapter
+
+adapter.register_model_folder(adapter.MODELS_FOLDER)
+MotionModuleType = io.Custom("ADL_MOTION_MODULE")
+
+
+class LoadMotionModule(io.ComfyNode):
+    """Reads a motion module file and says how many steps it was distilled for."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADL_LoadMotionModule",
+            display_name="Load Motion Module",
+            category="AnimateDiff-Lightning",
+            description="Loads an AnimateDiff motion module for SD1.5: Lightning, v2, v3 or "
+            "AnimateLCM, in the comfyui or the diffusers layout.",
+            inputs=[
+                io.Combo.Input(
+                    "motion_module",
+                    options=adapter.motion_module_files(),
+                    tooltip="The file that brings the motion. Put motion modules into "
+                    "models/animatediff_models and press R to refresh the list.",
+                ),
+            ],
+            outputs=[
+                MotionModuleType.Output(
+                    display_name="motion_module",
+                    tooltip="Connect to Apply Motion Module.",
+                ),
+                io.Int.Output(
+                    display_name="steps",
+                    tooltip="The number of steps that the file was distilled for; connect to "
+                    "steps of Lightning Scheduler. 0 when neither the file nor its name tells.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, motion_module: str) -> tuple[str, float]:
+        return motion_module, adapter.motion_module_path(motion_module).stat().st_mtime
+
+    @classmethod
+    def execute(cls, motion_module: str) -> io.NodeOutput:
+        loaded = adapter.load_motion_module(motion_module)
+        return io.NodeOutput(loaded, loaded.steps)

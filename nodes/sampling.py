@@ -1,0 +1,61 @@
+"""Lightning Scheduler: the few noise levels that a distilled motion module was trained on."""
+
+from comfy_api.latest import io
+
+from ..samplers import schedule
+from . import adapter, checks
+
+
+class LightningScheduler(io.ComfyNode):
+    """Makes the trailing sigmas of AnimateDiff-Lightning (section 4.1)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADL_LightningScheduler",
+            display_name="Lightning Scheduler",
+            category="AnimateDiff-Lightning",
+            description="The noise levels for 1, 2, 4 or 8 steps, exactly those that Lightning "
+            "motion modules were distilled on. Use with the sampler euler.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The MODEL from Apply Motion Module, so that the noise levels are "
+                    "checked against what will be sampled.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=4,
+                    min=0,
+                    max=schedule.NUM_TRAIN_TIMESTEPS,
+                    tooltip="As many as the motion module was distilled for: 1, 2, 4 or 8 (3 works "
+                    "with the 2-step file). More steps take longer; other numbers look worse.",
+                ),
+                io.Int.Input(
+                    "start_step",
+                    default=0,
+                    min=0,
+                    max=schedule.NUM_TRAIN_TIMESTEPS - 1,
+                    tooltip="0 makes a new clip. Higher keeps more of the video in the latent: "
+                    "with 4 steps, 1 changes much and 3 little. Use instead of denoise.",
+                ),
+            ],
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas",
+                    tooltip="Connect to SamplerCustomAdvanced or SamplerCustom.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, steps: int, start_step: int) -> io.NodeOutput:
+        applied = adapter.applied_motion(model)
+        if applied is None:
+            raise ValueError(
+                "this MODEL has no motion module; connect the MODEL of Apply Motion Module."
+            )
+        warning = checks.check_steps(steps, applied.file.steps)
+        if warning:
+            adapter.warn(warning)
+        return io.NodeOutput(schedule.sigmas(steps, start_step))

@@ -1,0 +1,67 @@
+"""Makes a clip inside a ComfyUI interpreter and writes it as tensors, for another host to match.
+
+    PYTHON_OF_COMFYUI tests/host/reference_clip.py COMFYUI_FOLDER CHECKPOINT MOTION_FOLDER OUT
+
+OUT (.safetensors) holds x, eps (one UNet call at timestep 999), text (the prompt's embedding) and
+latents (4 steps from seed 0, after the host's latent scaling is undone).
+"""
+
+import sys
+
+import host
+
+PROMPT = "a red fish swimming left"
+FRAMES, SIZE = 4, 8
+
+
+def main(comfyui, checkpoint, motion_folder, out):
+    host.start(comfyui)
+    nodes = host.our_nodes()
+    host.add_model_folder(motion_folder)
+    import comfy.sample
+    import comfy.samplers
+    import comfy.sd
+    import safetensors.torch
+    import torch
+
+    base, clip, *_ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False)
+    text = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    (name,) = [f for f in nodes["ADL_LoadMotionModule"].define_schema().inputs[0].options
+               if f.startswith("two_hosts")]  # fmt: skip
+    module, _ = nodes["ADL_LoadMotionModule"].execute(name).result
+    (model,) = nodes["ADL_ApplyMotionModule"].execute(base, module).result
+    sigmas = host.submodule("samplers.schedule").sigmas(4)
+    x = torch.randn(FRAMES, 4, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
+    eps = []
+    unet = model.model.diffusion_model
+
+    def once(_module, _inputs, output):
+        eps.append(output)
+
+    def start_from_x(executor, _noise, *args, **kwargs):
+        return executor(x, *args, **kwargs)
+
+    def run(patcher):
+        guider = comfy.samplers.CFGGuider(patcher)
+        guider.set_conds(text, text)
+        guider.set_cfg(1.0)
+        latent = torch.zeros(FRAMES, 4, SIZE, SIZE)
+        noise = comfy.sample.prepare_noise(latent, 0)
+        return guider.sample(
+            noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0
+        )
+
+    latents = run(model)
+    clone = model.clone()
+    clone.add_wrapper_with_key("outer_sample", "start_from_x", start_from_x)
+    hook = unet.register_forward_hook(once)
+    run(clone)
+    hook.remove()
+    safetensors.torch.save_file(
+        {"x": x, "eps": eps[0].float().contiguous(), "text": text[0][0].float().contiguous(),
+         "latents": latents.contiguous()}, out,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:5])

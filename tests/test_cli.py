@@ -1,0 +1,456 @@
+"""The program as a user runs it: clips, errors in one sentence, Ctrl-C, inspect and convert."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from animatediff_lightning.distill import clips, random_models
+from animatediff_lightning.distill.cli import main
+from animatediff_lightning.motion_module import checkpoint
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from . import headless_ldm
+
+SMALL = ["--frames", "3", "--steps", "1"]
+PROGRAM = [sys.executable, "-m", "animatediff_lightning.distill"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # thin models: threads of two processes would only spin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(random_models.CACHE_VARIABLE, str(folder))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+        yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models(cache):  # noqa: ARG001 - sets the folder that ensure() uses
+    return random_models.ensure()
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        code = main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def generate(run, out, *arguments, prompt="a cat"):
+    code, said, warned = run("generate", "--prompt", prompt, "--out", out, *SMALL, *arguments)
+    assert code == 0, warned
+    return said, warned
+
+
+def sheet(run, out, *arguments, **options):
+    """Return a clip's frames, losslessly, as the contact sheet's tiles."""
+    generate(run, out, *arguments, **options)
+    pixels = np.array(Image.open(out))
+    return pixels.reshape(-1, 256, 2, 256, 3).swapaxes(1, 2).reshape(-1, 256, 256, 3)[:3]
+
+
+# ---- clips
+
+
+def test_help_and_version_do_not_import_torch():
+    code = (
+        "import sys; from animatediff_lightning.distill.cli import main; "
+        "codes = [main(a) for a in (['--help'], ['generate', '--help'], ['--version'], [])]; "
+        "assert codes == [0] * 4, codes; "
+        "heavy = {'torch', 'diffusers', 'transformers', 'av'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "generate" in done.stdout
+    assert "animatediff-lightning 0." in done.stdout
+
+
+def test_both_names_are_one_program(tmp_path):
+    script = Path(sys.executable).with_name("animatediff-lightning")
+    for program in ([str(script)], PROGRAM):
+        done = subprocess.run([*program, "generate"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: there is nothing to draw; give --prompt or --prompts FILE.\n"
+        )
+    for program in ([str(script)], PROGRAM):
+        done = subprocess.run([*program, "--version"], capture_output=True, text=True)
+        assert done.returncode == 0
+        assert done.stdout.startswith("animatediff-lightning ")
+
+
+def test_mp4_as_asked_and_random_weights_named(run, tmp_path):
+    out = tmp_path / "new folder" / "clip.mp4"
+    said, warned = generate(run, out, "--frames", 5, "--fps", 12, "--width", 72)
+    assert said.startswith(f"wrote {out}: 5 frames of 288x256, 12 fps, in ")
+    assert "RANDOM weights" in warned
+    assert "--base" in warned
+    with av.open(out) as container:
+        stream = container.streams.video[0]
+        frames = list(container.decode(stream))
+        assert (stream.width, stream.height, stream.average_rate) == (288, 256, 12)
+    assert len(frames) == 5
+    pictures = [f.to_ndarray(format="rgb24").astype(int) for f in frames]
+    assert all(np.abs(a - b).mean() > 5 for a, b in pairwise(pictures))
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_animated_images(run, tmp_path, kind):
+    out = tmp_path / f"clip.{kind}"
+    generate(run, out)
+    with Image.open(out) as image:
+        assert (image.n_frames, image.size) == (3, (256, 256))
+
+
+def test_a_seed_gives_the_same_file_and_another_seed_another(run, tmp_path):
+    for kind in ("mp4", "webp"):
+        files = [tmp_path / f"{name}.{kind}" for name in "abc"]
+        for file, seed in zip(files, (3, 3, 4), strict=True):
+            generate(run, file, "--seed", seed)
+        assert files[0].read_bytes() == files[1].read_bytes(), kind
+        assert files[0].read_bytes() != files[2].read_bytes(), kind
+
+
+def test_frames_prompts_and_motion_scale_differ(run, tmp_path):
+    a = sheet(run, tmp_path / "a.png").astype(int)
+    assert all(np.abs(a[i] - a[j]).mean() > 5 for i, j in ((0, 1), (1, 2)))
+    other = sheet(run, tmp_path / "b.png", prompt="snow over the sea")
+    assert np.abs(a - other).mean() > 0.1
+    still = sheet(run, tmp_path / "c.png", "--motion-scale", 4)
+    assert np.abs(a - still).mean() > 0.1
+
+
+def test_the_motion_module_given_is_the_one_used(run, tmp_path, models):
+    other = checkpoint.load(models.motion_module).build()
+    for part in other.parts().values():
+        part.proj_out.weight.zero_()
+        part.proj_out.bias.zero_()
+    file = checkpoint.save(other, tmp_path / "still.safetensors")
+    given = ["--base", models.base, "--motion-module"]
+    generate(run, tmp_path / "a.png", *given, models.motion_module)
+    generate(run, tmp_path / "b.png", *given, file)
+    random, none = (np.array(Image.open(tmp_path / f"{n}.png")) for n in "ab")
+    assert random.shape == (128, 128, 3)  # not enlarged: the models were given
+    assert np.abs(random.astype(int) - none).mean() > 5
+
+
+def test_several_prompts_give_numbered_clips_of_one_seed(run, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\n  a dog \na cat\n")
+    code, said, _ = run("generate", "--prompts", prompts, "--out", tmp_path / "c.gif", *SMALL)
+    assert code == 0
+    assert len(said.splitlines()) == 3
+    assert not (tmp_path / "c.gif").exists()
+    first, second, third = (tmp_path / f"c-{i}.gif" for i in range(3))
+    assert first.read_bytes() == third.read_bytes() != second.read_bytes()
+
+
+def test_cfg_samplers_and_dtype_run(run, tmp_path):
+    plain = sheet(run, tmp_path / "a.png", "--steps", 2)
+    for i, more in enumerate(
+        (
+            ["--cfg", "7.5", "--negative-prompt", "blurry"],
+            ["--sampler", "dpmpp"],
+            ["--sampler", "lcm"],
+            ["--dtype", "bfloat16"],
+            ["--prediction-type", "v_prediction"],
+        )
+    ):
+        other = sheet(run, tmp_path / f"{i}.png", "--steps", 2, *more)
+        assert not np.array_equal(plain, other), more
+
+
+def test_single_file_base(run, tmp_path, models):
+    file = headless_ldm.write(models.base, tmp_path / "thin.safetensors")
+    module = ["--motion-module", models.motion_module]
+    generate(run, tmp_path / "a.png", "--base", file, "--config", models.base, *module)
+    generate(run, tmp_path / "b.png", "--base", models.base, *module)
+    a, b = (np.array(Image.open(tmp_path / f"{n}.png")).astype(int) for n in "ab")
+    assert np.abs(a - b).mean() < 1  # other memory layout, other kernels
+
+
+# ---- warnings
+
+
+def distilled(models, tmp_path, steps):
+    module = checkpoint.load(models.motion_module).build()
+    file = tmp_path / f"distilled_{steps}.safetensors"
+    checkpoint.save(module, file, metadata={"steps": steps})
+    return ["--base", models.base, "--motion-module", file]
+
+
+def test_doubtful_settings_are_named_once(run, tmp_path, models):
+    four, two = distilled(models, tmp_path, 4), distilled(models, tmp_path, 2)
+    out = tmp_path / "a.png"
+    _, warned = generate(run, out, *four, "--steps", 3, "--cfg", 7)
+    lines = warned.splitlines()
+    assert lines == [
+        "warning: this motion module was distilled for 4 steps, not 3; "
+        "expect a worse clip than with --steps 4.",
+        "warning: cfg 7 is high for a distilled motion module; "
+        "use 1, or at most 2, to avoid burnt colours.",
+    ]
+    assert generate(run, out, *two, "--steps", 3, "--cfg", 2)[1] == ""
+    assert generate(run, out, *two, "--steps", 2)[1] == ""
+    _, warned = generate(run, out, *two, "--steps", 2, "--frames", 1)
+    assert warned.startswith("warning: one frame has no motion")
+    _, warned = generate(run, out, *two, "--steps", 2, prompt="long " * 40)
+    assert "tokens and the text encoder reads 77" in warned
+
+
+# ---- errors
+
+
+CAT = ["--prompt", "a cat"]
+
+
+def using(base, motion_module):
+    return ["--base", base, "--motion-module", motion_module]
+
+
+ERRORS = {
+    "no prompt": ([], "there is nothing to draw; give --prompt or --prompts FILE."),
+    "blank prompts file": (["--prompts", "{blank}"], "blank.txt holds no prompts"),
+    "prompts file missing": (["--prompts", "nowhere.txt"], "nowhere.txt was not found"),
+    "prompts not text": (["--prompts", "{junk}"], "junk.bin is no UTF-8 text"),
+    "both prompts": ([*CAT, "--prompts", "{blank}"], "either --prompt or --prompts, not both"),
+    "steps 0": ([*CAT, "--steps", "0"], "steps must be between 1 and 1000, not 0."),
+    "steps text": ([*CAT, "--steps", "four"], "should be a valid integer"),
+    "frames 0": ([*CAT, "--frames", "0"], "frames must be between 1 and 4096, not 0."),
+    "too many frames": ([*CAT, "--frames", "33"], "use --frames 32 or fewer."),
+    "width": ([*CAT, "--width", "100"], "width must be a multiple of 8, not 100; try 96."),
+    "height": ([*CAT, "--height", "4"], "height must be between 8 and 8192, not 4."),
+    "cfg": ([*CAT, "--cfg", "nan"], "cfg must be between 0 and 100, not nan."),
+    "seed": ([*CAT, "--seed", "-1"], "seed must be between 0 and"),
+    "fps": ([*CAT, "--fps", "0"], "fps must be between 0.1 and 240, not 0.0."),
+    "gif fps": ([*CAT, "--fps", "60", "--out", "{tmp}/a.gif"], "a GIF plays at most 50 fps"),
+    "motion scale": ([*CAT, "--motion-scale", "-2"], "motion-scale must be between 0 and 10"),
+    "sampler": ([*CAT, "--sampler", "ddim"], "'ddim' is not one of 'euler', 'dpmpp', 'lcm'."),
+    "option": ([*CAT, "--step", "4"], "No such option: --step"),
+    "extension": ([*CAT, "--out", "{tmp}/a.avi"], "a.avi has no known extension; end it in .mp4"),
+    "out in a file": ([*CAT, "--out", "{blank}/a.mp4"], "cannot write into"),
+    "out is a folder": ([*CAT, "--out", "{folder}"], "is a folder; give the name of a file."),
+    "device": ([*CAT, "--device", "cuda:7"], "device 'cuda:7' is not available here"),
+    "device name": ([*CAT, "--device", "gpu"], "device 'gpu' is not available here"),
+    "base alone": ([*CAT, "--base", "{base}"], "--motion-module is missing; give both"),
+    "module alone": ([*CAT, "--motion-module", "{module}"], "--base is missing; give both"),
+    "base missing": (
+        [*CAT, *using("no.safetensors", "{module}")],
+        "no.safetensors was not found",
+    ),
+    "module missing": ([*CAT, *using("{base}", "no.ckpt")], "no.ckpt was not found"),
+    "module is junk": (
+        [*CAT, *using("{base}", "{junk}")],
+        "junk.bin holds more than tensors",
+    ),
+    "module is a base": (
+        [*CAT, *using("{base}", "{single}")],
+        "is a Stable Diffusion checkpoint, not",
+    ),
+    "base is a module": (
+        [*CAT, *using("{module}", "{module}")],
+        "is a motion module; --base",
+    ),
+    "base is junk": ([*CAT, *using("{text}", "{module}")], "text.safetensors could not be read"),
+    "base is empty": ([*CAT, *using("{empty}", "{module}")], "lacks unet/config.json"),
+    "base is cut short": (
+        [*CAT, *using("{truncated}", "{module}")],
+        "truncated.safetensors could",
+    ),
+    "unet only": ([*CAT, *using("{unet}", "{module}")], "holds no text encoder"),
+    "no tokenizer": (
+        [*CAT, *using("{single}", "{module}")],
+        "pass --tokenizer DIR with",
+    ),
+    "bad tokenizer": (
+        [*CAT, *using("{single}", "{module}"), "--tokenizer", "{empty}"],
+        "holds no tokenizer; it needs vocab.json and merges.txt.",
+    ),
+    "bad config": (
+        [*CAT, *using("{single}", "{module}"), "--config", "{empty}"],
+        "has no model_index.json; give a diffusers folder as --config.",
+    ),
+    "other shape": (
+        [*CAT, *using("{single}", "{module}"), "--tokenizer", "{base}/tokenizer"],
+        "thin.safetensors could not be read",
+    ),
+    "module does not fit": ([*CAT, *using("{base}", "{wide}")], "does not fit this base model"),
+    "predicts x0": (
+        [*CAT, *using("{sample}", "{module}")],
+        "predicts 'sample', which is not",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def places(models, tmp_path_factory):
+    """Files that are wrong in every way, by the names that ERRORS uses."""
+    tmp = tmp_path_factory.mktemp("bad")
+    (tmp / "empty").mkdir()
+    (tmp / "folder.mp4").mkdir()
+    (tmp / "blank.txt").write_text("\n \n")
+    (tmp / "junk.bin").write_bytes(b"\xff\xfejunk" * 50)
+    (tmp / "text.safetensors").write_text("<html>404</html>" * 20)
+    single = headless_ldm.write(models.base, tmp / "thin.safetensors")
+    (tmp / "truncated.safetensors").write_bytes(single.read_bytes()[:100_000])
+    unet = {k: t for k, t in load_file(single).items() if k.startswith("model.diffusion_model.")}
+    save_file(unet, tmp / "unet.safetensors")
+    sample = random_models.write(tmp / "sample", prediction_type="sample").base
+    wide = random_models.unet(channels=(64, 64, 64, 64))
+    checkpoint.save(random_models.motion_module(wide), tmp / "wide.safetensors")
+    return {
+        "tmp": tmp, "blank": tmp / "blank.txt", "junk": tmp / "junk.bin", "empty": tmp / "empty",
+        "folder": tmp / "folder.mp4", "single": single, "unet": tmp / "unet.safetensors",
+        "truncated": tmp / "truncated.safetensors", "sample": sample,
+        "wide": tmp / "wide.safetensors",
+        "text": tmp / "text.safetensors", "base": models.base, "module": models.motion_module,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_are_one_sentence(run, tmp_path, monkeypatch, places, case):
+    monkeypatch.chdir(tmp_path)
+    template, sentence = ERRORS[case]
+    arguments = [text.format(**places) for text in template]
+    code, said, warned = run("generate", *arguments)
+    lines = [line for line in warned.splitlines() if not line.startswith("note: ")]
+    assert code == 2
+    assert said == ""
+    assert len(lines) == 1, warned
+    assert lines[0].startswith("error: ")
+    assert lines[0].endswith(".")
+    assert sentence in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- Ctrl-C
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX's")
+def test_ctrl_c_leaves_no_file(tmp_path, models):  # noqa: ARG001 - made beforehand
+    process = subprocess.Popen(
+        [*PROGRAM, "generate", "--prompt", "a cat", "--steps", "1000", "--frames", "16",
+         "--out", str(tmp_path / "clip.mp4")],
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr.readline().startswith("note: ")
+    time.sleep(2)  # into the thousand steps
+    process.send_signal(signal.SIGINT)
+    said, warned = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert said == ""
+    assert warned.splitlines()[-1] == "stopped."
+    assert "Traceback" not in warned
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_writing_keeps_the_old_file(run, tmp_path, monkeypatch):
+    out = tmp_path / "clip.gif"
+    out.write_bytes(b"old")
+
+    def interrupted(path, *_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clips.video, "_write_gif", interrupted)
+    code, _, warned = run("generate", "--prompt", "a", "--out", out, *SMALL)
+    assert code == 130
+    assert warned.splitlines()[-1] == "stopped."
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.gif"]
+    assert out.read_bytes() == b"old"
+
+
+# ---- inspect and convert
+
+
+def test_inspect_tells_what_describe_does(run, models):
+    expected = checkpoint.load(models.motion_module).describe()
+    code, said, _ = run("inspect", models.motion_module, "--json")
+    assert code == 0
+    found = json.loads(said)
+    for table in (found, expected):  # safetensors gives metadata in any order
+        table["metadata"] = sorted(table["metadata"].split(", "))
+    assert found == expected
+    _, table, _ = run("inspect", models.motion_module)
+    lines = table.splitlines()
+    assert len(lines) == len(expected)
+    column = lines[0].index(str(models.motion_module))
+    for line, (label, text) in zip(lines, expected.items(), strict=True):
+        assert line[:column].strip() == label
+        assert label == "metadata" or line[column:] == text
+
+
+def test_convert_there_and_back_is_bit_equal(run, tmp_path, models):
+    source = tmp_path / "animatediff_lightning_4step_comfyui.safetensors"
+    source.write_bytes(models.motion_module.read_bytes())
+    code, said, _ = run("convert", source, "--to", "diffusers")
+    there = tmp_path / "animatediff_lightning_4step_diffusers.safetensors"
+    assert code == 0
+    assert said.startswith(f"wrote {there} (")
+    back = tmp_path / "sub" / "renamed.safetensors"
+    assert run("convert", there, "--to", "comfyui", "--out", back)[0] == 0
+    before, after = load_file(source), load_file(back)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) and after[k].dtype == before[k].dtype
+               for k in before)  # fmt: skip
+    with safe_open(back, framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["steps"] == "4"  # which only the name told, and the new name does not
+    assert metadata["family"].startswith("random weights")
+    assert checkpoint.load(back).steps == 4
+
+
+def test_convert_overwrites_only_when_forced(run, tmp_path, models):
+    out = tmp_path / "a.safetensors"
+    out.write_bytes(b"precious")
+    arguments = ["convert", models.motion_module, "--to", "diffusers", "--out", out]
+    code, _, warned = run(*arguments)
+    assert code == 2
+    assert warned.startswith(f"error: {out} exists; pass --force")
+    assert out.read_bytes() == b"precious"
+    assert run(*arguments, "--force")[0] == 0
+    assert checkpoint.load(out).layout == "diffusers"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspect", "nowhere.safetensors"], "nowhere.safetensors was not found"),
+        (["inspect"], "Missing argument"),
+        (["inspect", "{single}"], "is a Stable Diffusion checkpoint, not"),
+        (["convert", "{module}", "--to", "onnx"], "is not one of 'comfyui', 'diffusers'"),
+        (["convert", "{module}"], "Missing option '--to'"),
+        (["convert", "{module}", "--to", "comfyui", "--out", "{tmp}/a.ckpt"], ".safetensors only"),
+        (
+            ["convert", "{junk}", "--to", "comfyui", "--out", "{tmp}/b.safetensors"],
+            "holds more than",
+        ),
+        (["paint"], "No such command 'paint'"),
+    ],
+)
+def test_errors_of_the_other_commands(run, tmp_path, monkeypatch, places, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    code, said, warned = run(*(a.format(**places) for a in arguments))
+    assert (code, said) == (2, "")
+    assert warned.startswith("error: ")
+    assert len(warned.splitlines()) == 1
+    assert sentence in warned

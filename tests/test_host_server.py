@@ -1,0 +1,249 @@
+"""The workflows on a real ComfyUI server: queued over its API, followed on its websocket."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from animatediff_lightning.motion_module import checkpoint
+from animatediff_lightning.motion_module.config import MotionModuleConfig
+from animatediff_lightning.motion_module.module import MotionModule
+
+PACK = Path(__file__).resolve().parents[1]
+WORKFLOW = PACK / "workflows" / "api" / "AnimateDiff-Lightning 4-step text to video.json"
+MOTION_FILE = "animatediff_lightning_4step_comfyui.safetensors"
+THIN = MotionModuleConfig(
+    down_blocks=((320,),) * 4, mid_block=(320,), up_blocks=((320, 320),) * 4
+)  # fmt: skip
+
+
+class Server:
+    """A ComfyUI server in a folder of its own, with this checkout linked in."""
+
+    def __init__(self, host, base: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.log = base / "server.log"
+        command = [
+            host.python, "main.py", "--cpu", "--port", self.address.split(":")[1],
+            "--base-directory", base, "--disable-auto-launch",
+            "--database-url", f"sqlite:///{base}/comfyui.db",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=host.folder, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        for _ in range(240):
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()[-3000:]
+                time.sleep(0.5)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def get(self, path: str):
+        """Return the body of a GET."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path: str, content: dict):
+        """Return the decoded answer of a POST; an error answer is returned too."""
+        body = json.dumps(content).encode()
+        request = urllib.request.Request(f"http://{self.address}{path}", data=body)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read())
+
+    def run(self, workflow: dict, on_progress=None):
+        """Queue a workflow and follow it; returns (messages, history entry)."""
+        import websocket
+
+        client = uuid.uuid4().hex
+        stream = websocket.create_connection(f"ws://{self.address}/ws?clientId={client}")
+        stream.settimeout(180)
+        queued = self.post("/prompt", {"prompt": workflow, "client_id": client})
+        assert "prompt_id" in queued, queued
+        messages = []
+        while True:
+            text = stream.recv()
+            if not isinstance(text, str):
+                continue
+            message = json.loads(text)
+            messages.append(message)
+            if message["type"] == "progress" and on_progress is not None:
+                on_progress(message["data"])
+            if message["type"] in (
+                "execution_success", "execution_error", "execution_interrupted",
+            ):  # fmt: skip
+                break
+        stream.close()
+        for _ in range(50):
+            history = json.loads(self.get(f"/history/{queued['prompt_id']}"))
+            if queued["prompt_id"] in history:
+                return messages, history[queued["prompt_id"]]
+            time.sleep(0.1)
+        raise TimeoutError("no history entry")
+
+    def file(self, entry: dict, node: str) -> bytes:
+        """Return the first file that an output node saved."""
+        saved = next(v for v in entry["outputs"][node].values() if isinstance(v, list))[0]
+        query = f"filename={saved['filename']}&subfolder={saved['subfolder']}&type={saved['type']}"
+        return self.get(f"/view?{query}")
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, thin_checkpoint, tmp_path_factory):
+    """A running server that has the thin files under the names of the workflow."""
+    base = tmp_path_factory.mktemp("comfyui")
+    for folder in ("custom_nodes", "models/checkpoints", "models/animatediff_models"):
+        (base / folder).mkdir(parents=True)
+    (base / "custom_nodes" / "ComfyUI-AnimateDiff-Lightning").symlink_to(PACK)
+    (base / "models/checkpoints/DreamShaper_8_pruned.safetensors").symlink_to(thin_checkpoint)
+    torch.manual_seed(0)
+    motion = base / "models/animatediff_models" / MOTION_FILE
+    checkpoint.save(MotionModule(THIN).half(), motion)
+    (motion.parent / "notes.txt").write_text("no motion module")
+    (motion.parent / "broken.safetensors").write_bytes(motion.read_bytes()[:1000])
+    server = Server(comfyui, base)
+    yield server
+    server.process.terminate()
+    server.process.wait(30)
+
+
+def workflow(seed: int = 0, **changes) -> dict:
+    """Return the shipped API workflow with small latents; `changes` are node__input=value."""
+    graph = json.loads(WORKFLOW.read_text())
+    changes = {"5__width": 64, "5__height": 64, "9__noise_seed": seed} | changes
+    for place, value in changes.items():
+        node, name = place.split("__")
+        graph[node]["inputs"][name] = value
+    return graph
+
+
+def plain(seed: int = 0) -> dict:
+    """Return a workflow that saves what the plain model makes, losslessly."""
+    graph = workflow(seed)
+    for node in ("2", "3", "6", "12", "13"):
+        del graph[node]
+    graph["7"]["inputs"]["model"] = ["1", 0]
+    graph["6"] = {
+        "class_type": "BasicScheduler",
+        "inputs": {"model": ["1", 0], "scheduler": "simple", "steps": 2, "denoise": 1.0},
+    }
+    graph["5"]["inputs"]["batch_size"] = 2
+    graph["13"] = {
+        "class_type": "SaveImage",
+        "inputs": {"images": ["11", 0], "filename_prefix": f"plain{uuid.uuid4().hex}"},
+    }
+    return graph
+
+
+def pixels(server: Server, seed: int) -> np.ndarray:
+    """Return what the plain model makes; another prefix each time, so that nothing is cached."""
+    from PIL import Image
+
+    graph = plain(seed)
+    _, entry = server.run(graph)
+    return np.asarray(Image.open(io.BytesIO(server.file(entry, "13"))))
+
+
+def frames(content: bytes) -> tuple[np.ndarray, float]:
+    """Return the frames (n, h, w, 3) and frames per second of a video."""
+    with av.open(io.BytesIO(content)) as video:
+        fps = float(video.streams.video[0].average_rate)
+        return np.stack([f.to_ndarray(format="rgb24") for f in video.decode(video=0)]), fps
+
+
+def error_of(messages: list[dict]) -> str:
+    assert messages[-1]["type"] == "execution_error", messages[-1]
+    return messages[-1]["data"]["exception_message"].strip()
+
+
+def test_nodes_are_registered_with_help_and_tooltips(server):
+    info = json.loads(server.get("/object_info"))
+    ours = {k: v for k, v in info.items() if k.startswith("ADL_")}
+    assert set(ours) >= {"ADL_LoadMotionModule", "ADL_ApplyMotionModule", "ADL_LightningScheduler"}
+    assert len(ours) <= 10
+    for name, node in ours.items():
+        assert server.get(f"/extensions/ComfyUI-AnimateDiff-Lightning/docs/{name}.md")
+        assert node["description"]
+        assert all(node["output_tooltips"])
+        for kind in ("required", "optional"):
+            for options in node["input"].get(kind, {}).values():
+                assert options[1]["tooltip"]
+
+
+def test_only_known_extensions_are_listed(server):
+    info = json.loads(server.get("/object_info/ADL_LoadMotionModule"))
+    spec = info["ADL_LoadMotionModule"]["input"]["required"]["motion_module"]
+    options = spec[0] if isinstance(spec[0], list) else spec[1]["options"]
+    assert set(options) == {MOTION_FILE, "broken.safetensors"}
+
+
+def test_clip_comes_out_and_plain_model_stays(server):
+    before = pixels(server, 5)
+    progress = []
+    messages, entry = server.run(workflow(0), lambda data: progress.append(data["value"]))
+    assert messages[-1]["type"] == "execution_success", messages[-1]
+    assert progress[-1] == 4
+    clip, fps = frames(server.file(entry, "13"))
+    assert clip.shape == (16, 64, 64, 3)
+    assert fps == 8
+    change = np.abs(clip[1:].astype(int) - clip[:-1]).mean(axis=(1, 2, 3))
+    assert (change > 1).all(), "frames stand still"
+    other, _ = frames(server.file(server.run(workflow(1))[1], "13"))
+    assert np.abs(other.astype(int) - clip).mean() > 1
+    np.testing.assert_array_equal(pixels(server, 5), before)
+
+
+def test_plain_model_is_bit_equal_after_a_cancelled_run(server):
+    before = pixels(server, 6)
+    messages, _ = server.run(
+        workflow(2, **{"6__steps": 8}),
+        lambda data: data["value"] == 2 and server.post("/interrupt", {}),
+    )
+    assert messages[-1]["type"] == "execution_interrupted"
+    np.testing.assert_array_equal(pixels(server, 6), before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"5__batch_size": 33}, "lower batch_size"),
+        ({"6__steps": 0}, "by hand"),
+        ({"6__model": ["1", 0]}, "connect the MODEL of Apply Motion Module"),
+        ({"2__motion_module": "broken.safetensors"}, "truncated"),
+        ({"6__start_step": 4}, "start_step"),
+    ],
+)
+def test_wrong_graphs_get_one_sentence_and_the_server_lives(server, changes, sentence):
+    before = pixels(server, 7)
+    messages, _ = server.run(workflow(3, **changes))
+    error = error_of(messages)
+    assert sentence in error
+    assert "\n" not in error
+    np.testing.assert_array_equal(pixels(server, 7), before)
+
+
+def test_motion_module_that_is_not_there_is_named(server):
+    graph = workflow(4, **{"2__motion_module": "gone.ckpt"})
+    answer = server.post("/prompt", {"prompt": graph})
+    if "prompt_id" in answer:  # v0.3.64 does not check the choices of such a widget
+        text = error_of(server.run(graph)[0])
+    else:
+        text = json.dumps(answer["node_errors"])
+    assert "gone.ckpt" in text

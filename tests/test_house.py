@@ -1,0 +1,195 @@
+"""The rules of the house that no linter knows: who imports whom, what is shipped, what loads."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("distill", "motion_module", "nodes", "samplers")
+MAY_IMPORT = {
+    "": {"nodes"},  # the root, within comfy_entrypoint
+    "nodes": {"nodes", "motion_module", "samplers"},
+    "distill": {"distill", "motion_module", "samplers"},
+    "motion_module": {"motion_module"},
+    "samplers": {"samplers"},
+}
+HOST = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution",
+        "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes",
+        "server"}  # fmt: skip
+OURSELVES = {"animatediff_lightning", *PACKAGES}
+
+
+def sources() -> list[Path]:
+    files = [ROOT / "__init__.py"]
+    return files + sorted(f for p in PACKAGES for f in (ROOT / p).rglob("*.py"))
+
+
+def scripts() -> list[Path]:
+    return [f for p in ("tests", "benchmarks") for f in sorted((ROOT / p).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def absolute_imports(tree: ast.AST) -> Iterator[str]:
+    """Yield the top-level names that a module imports, also through importlib."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in ("import_module", "__import__", "find_spec"):
+                yield str(node.args[0].value).split(".")[0]
+
+
+def relative_imports(tree: ast.AST, path: Path) -> Iterator[str]:
+    """Yield the packages of ours that a module imports relatively, such as "samplers"."""
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            assert node.level <= len(folder) + 1, f"{name_of(path)} imports from above the root"
+            base = folder[: len(folder) + 1 - node.level]
+            tail = node.module.split(".") if node.module else []
+            if base or tail:
+                yield (*base, *tail)[0]
+            else:  # from .. import samplers
+                yield from (alias.name for alias in node.names)
+
+
+@pytest.fixture(params=sources(), ids=name_of)
+def source(request) -> Path:
+    return request.param
+
+
+def test_the_reader_of_imports_sees_every_form():
+    tree = ast.parse(
+        "import comfy.ops as o\nfrom server import x\nimportlib.import_module('nodes')\n"
+        "def f():\n  from ..distill.a import b\n  from .. import samplers, c\n  from . import d\n"
+        "  from ... import g\n"
+    )
+    assert sorted(absolute_imports(tree)) == ["comfy", "nodes", "server"]
+    path = ROOT / "nodes" / "deep" / "x.py"
+    assert list(relative_imports(tree, path)) == ["nodes", "nodes", "nodes", "g"]
+    tree.body[-1].body.pop()  # that one would leave the root from here
+    path = ROOT / "nodes" / "x.py"
+    assert list(relative_imports(tree, path)) == ["distill", "samplers", "c", "nodes"]
+
+
+def test_arrows_between_packages(source):
+    tree = ast.parse(source.read_text())
+    strangers = set(relative_imports(tree, source)) - MAY_IMPORT[package_of(source)]
+    assert not strangers, f"{package_of(source)} may not import {strangers}"
+
+
+def test_only_the_nodes_know_the_host_and_only_the_adapter_its_insides(source):
+    allowed = set()
+    if name_of(source) == "nodes/adapter.py":
+        allowed = HOST - {"nodes", "comfy_extras"}
+    elif package_of(source) == "nodes":
+        allowed = {"comfy_api"}
+    met = set(absolute_imports(ast.parse(source.read_text()))) & HOST
+    assert met <= allowed
+
+
+def test_we_import_ourselves_relatively(source):
+    """ComfyUI loads the folder under another name: an absolute import would fail or load twice."""
+    met = set(absolute_imports(ast.parse(source.read_text())))
+    assert not met & OURSELVES
+
+
+def test_no_eval_and_no_exec(source):
+    """The registry bans both."""
+    calls = [n.func for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.Call)]
+    assert not {"eval", "exec"} & {f.id for f in calls if isinstance(f, ast.Name)}
+
+
+@pytest.mark.parametrize("path", sources() + scripts(), ids=name_of)
+def test_every_module_says_what_it_is_in_ascii(path):
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert text.isascii()
+
+
+def test_the_root_imports_nothing_at_the_top():
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    assert not [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom, ast.Try))]
+
+
+# ---- packaging ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pyproject() -> dict:
+    tomllib = pytest.importorskip("tomllib", reason="python 3.11 reads TOML")
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_list_of_packages_equals_the_folders(pyproject):
+    folders = {f.parent for f in sources() if f.name == "__init__.py"}
+    names = {".".join(("animatediff_lightning", *f.relative_to(ROOT).parts)) for f in folders}
+    assert set(pyproject["tool"]["setuptools"]["packages"]) == names
+    # a folder without __init__.py would be left out of the wheel
+    assert {f.parent for f in sources()} == folders
+
+
+def test_the_manager_installs_nothing_that_only_training_needs(pyproject):
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    listed = {re.split(r"[^\w-]", x.lower())[0] for x in lines if x.strip() and x[0] != "#"}
+    assert not listed & {"diffusers", "torch", "transformers", "typer", "comfyui"}
+    ours = {re.split(r"[^\w-]", d)[0] for d in pyproject["project"]["dependencies"]}
+    assert listed <= ours
+
+
+def test_the_version_is_the_top_of_the_changelog(pyproject):
+    entries = re.findall(r"^## (\S+) - \S", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert entries[0] == pyproject["project"]["version"]
+
+
+# ---- import ------------------------------------------------------------------------------------
+
+IMPORT = """
+import sys, time
+def once():
+    sys.modules.pop("animatediff_lightning", None)
+    start = time.perf_counter()
+    import animatediff_lightning
+    return time.perf_counter() - start
+print(min(once() for _ in range(5)))
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+
+
+def test_importing_is_quick_and_loads_neither_torch_nor_the_host():
+    output = subprocess.run(
+        [sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    ).stdout.splitlines()
+    assert float(output[0]) < 0.05  # seconds
+    loaded = set(output[1].split())
+    assert "animatediff_lightning" in loaded
+    assert not loaded & (HOST | {"torch", "diffusers", "numpy", "safetensors", "cv2", "av"})
+
+
+def test_headless_packages_load_without_the_host():
+    code = (
+        "import sys, animatediff_lightning.samplers.euler\n"
+        "import animatediff_lightning.motion_module.checkpoint\n"
+        "import animatediff_lightning.motion_module.inject\n"
+        "print(*sorted({n.partition('.')[0] for n in sys.modules}))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    ).stdout
+    assert not set(output.split()) & (HOST | {"diffusers", "transformers"})
