@@ -37,8 +37,8 @@ def register_model_folder(name: str) -> None:
 
 def motion_module_files() -> list[str]:
     """Return the motion module files that the user can choose from."""
-    files = folder_paths.get_filename_list(MODELS_FOLDER)
-    return [f for f in files if Path(f).suffix.lower() in files.EXTENSIONS]
+    names = folder_paths.get_filename_list(MODELS_FOLDER)
+    return [name for name in names if Path(name).suffix.lower() in files.EXTENSIONS]
 
 
 def motion_module_path(name: str) -> Path:

@@ -7,6 +7,7 @@ latents (4 steps from seed 0, after the host's latent scaling is undone).
 """
 
 import sys
+from pathlib import Path
 
 import host
 
@@ -26,8 +27,7 @@ def main(comfyui, checkpoint, motion_folder, out):
 
     base, clip, *_ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False)
     text = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
-    (name,) = [f for f in nodes["ADL_LoadMotionModule"].define_schema().inputs[0].options
-               if f.startswith("two_hosts")]  # fmt: skip
+    (name,) = (path.name for path in Path(motion_folder).iterdir())
     module, _ = nodes["ADL_LoadMotionModule"].execute(name).result
     (model,) = nodes["ADL_ApplyMotionModule"].execute(base, module).result
     sigmas = host.submodule("samplers.schedule").sigmas(4)
