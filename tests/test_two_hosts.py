@@ -1,5 +1,6 @@
 """One motion module, two hosts: ComfyUI's LDM UNet and diffusers' UNet give the same clip."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -36,11 +37,18 @@ def in_comfyui(comfyui, thin_checkpoint, motion_file, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def headless(comfyui, thin_checkpoint):
+def headless(comfyui, thin_checkpoint, tmp_path_factory):
+    from animatediff_lightning.distill import sd15_config
     from animatediff_lightning.distill.base_models import load_base
 
-    # the one part of an SD1.5 checkpoint that the file does not hold
-    return load_base(thin_checkpoint, tokenizer=comfyui.folder / "comfy" / "sd1_tokenizer")
+    folder = tmp_path_factory.mktemp("thin_config")
+    sd15_config.write(folder)
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    unet |= {"block_out_channels": [320] * 4, "layers_per_block": 1}
+    (folder / "unet" / "config.json").write_text(json.dumps(unet))
+    # a tokenizer is the one part of an SD1.5 checkpoint that the file does not hold
+    tokenizer = comfyui.folder / "comfy" / "sd1_tokenizer"
+    return load_base(thin_checkpoint, config=folder, tokenizer=tokenizer)
 
 
 def relative(a, b):

@@ -62,10 +62,12 @@ def checkpoint_shapes(width):
                 num_attention_heads=12, max_position_embeddings=77,
             )
         )  # fmt: skip
+    # newer transformers drop the prefix that the released files have
+    text_prefix = "" if hasattr(clip, "text_model") else "text_model."
     parts = {
         "model.diffusion_model.": unet,
         "first_stage_model.": vae,
-        "cond_stage_model.transformer.": clip,
+        f"cond_stage_model.transformer.{text_prefix}": clip,
     }
     shapes = {p + k: tuple(t.shape) for p, m in parts.items() for k, t in m.state_dict().items()}
     return {k: s for k, s in shapes.items() if not k.endswith("position_ids")}
