@@ -12,6 +12,7 @@ from torch import nn
 
 from . import layout
 from .module import MotionModule
+from .temporal import FrameWindows
 
 
 @dataclass
@@ -20,10 +21,12 @@ class MotionRun:
 
     num_frames: frames a clip in the batch; None or 1 leaves the UNet a plain image model.
     scale: multiplies the keys of the temporal attention; 1 is an exact no-op.
+    windows: windows inside the temporal attention, for clips longer than the positions.
     """
 
     num_frames: int | None = None
     scale: float = 1.0
+    windows: FrameWindows | None = None
 
 
 class Injection:
@@ -101,7 +104,7 @@ def _hook(part: nn.Module, run: MotionRun):
         if run.num_frames is None or run.num_frames == 1:
             return output
         if isinstance(output, torch.Tensor):
-            return part(output, run.num_frames, run.scale)
-        return (part(output[0], run.num_frames, run.scale), *output[1:])
+            return part(output, run.num_frames, run.scale, run.windows)
+        return (part(output[0], run.num_frames, run.scale, run.windows), *output[1:])
 
     return run_motion_module

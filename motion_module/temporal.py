@@ -7,6 +7,7 @@ released files, so that their keys load as they are.
 
 import math
 from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,16 @@ def sinusoidal_positions(num_positions: int, channels: int) -> Tensor:
     return table
 
 
+class FrameWindows(Protocol):
+    """Windows over a long clip: frame indices and fuse weights, shape (windows, length) each.
+
+    The weights of a frame add up to 1 over all windows. samplers/context.py makes them.
+    """
+
+    indices: Tensor
+    weights: Tensor
+
+
 class PositionalEncoding(nn.Module):
     """Adds each frame's position; the table is a buffer because released files carry it."""
 
@@ -35,9 +46,13 @@ class PositionalEncoding(nn.Module):
         super().__init__()
         self.register_buffer("pe", sinusoidal_positions(num_positions, channels))
 
+    def first(self, num_frames: int, like: Tensor) -> Tensor:
+        """Return the table of the first frames, shape (1, num_frames, c), placed like `like`."""
+        # .to(): a host that offloads weights moves layers, never bare buffers
+        return self.pe[:, :num_frames].to(like)
+
     def forward(self, x: Tensor) -> Tensor:
-        # .to(x): a host that offloads weights moves layers, never bare buffers
-        return x + self.pe[:, : x.shape[1]].to(x)  # (b h w) f c
+        return x + self.first(x.shape[1], x)  # (b h w) f c
 
 
 class TemporalAttention(nn.Module):
@@ -52,11 +67,31 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.ModuleList([layers.Linear(channels, channels)])
         self.pos_encoder = PositionalEncoding(config.max_frames, channels)
 
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0, windows: FrameWindows | None = None) -> Tensor:
+        if windows is not None:
+            return self.forward_windows(x, scale, windows)
         x = self.pos_encoder(x)
-        heads = (-1, x.shape[1], self.num_heads, x.shape[2] // self.num_heads)
-        q, k, v = (f(x).view(heads).transpose(1, 2) for f in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (self.heads(f(x)) for f in (self.to_q, self.to_k, self.to_v))
         return self.to_out[0](attend(q, k, v, scale).transpose(1, 2).flatten(2))  # (b h w) f c
+
+    def forward_windows(self, x: Tensor, scale: float, windows: FrameWindows) -> Tensor:
+        """Attend within each window at positions 0..length-1 and fuse what they give each frame.
+
+        The projections have no bias, so that to_q(x + pe) = to_q(x) + to_q(pe): every frame is
+        projected once, however many windows hold it.
+        """
+        positions = self.pos_encoder.first(windows.indices.shape[1], x)
+        projections = [(f(x), f(positions)) for f in (self.to_q, self.to_k, self.to_v)]
+        fused = torch.zeros_like(x)
+        for window, weight in zip(windows.indices, windows.weights, strict=True):
+            q, k, v = (self.heads(y[:, window] + p) for y, p in projections)
+            out = attend(q, k, v, scale).transpose(1, 2).flatten(2)  # (b h w) length c
+            fused.index_add_(1, window, out * weight[:, None])
+        return self.to_out[0](fused)  # (b h w) f c
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Split the channels: (n, f, c) -> (n, heads, f, c / heads)."""
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -113,9 +148,9 @@ class TemporalTransformerBlock(nn.Module):
         self.ff = FeedForward(channels, layers)
         self.ff_norm = layers.LayerNorm(channels)
 
-    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+    def forward(self, x: Tensor, scale: float = 1.0, windows: FrameWindows | None = None) -> Tensor:
         for norm, attention in zip(self.norms, self.attention_blocks, strict=True):
-            x = attention(norm(x), scale) + x
+            x = attention(norm(x), scale, windows) + x
         return self.ff(self.ff_norm(x)) + x  # (b h w) f c
 
 
@@ -133,19 +168,23 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = layers.Linear(channels, channels)
 
-    def forward(self, x: Tensor, num_frames: int, scale: float = 1.0) -> Tensor:
+    def forward(
+        self, x: Tensor, num_frames: int, scale: float = 1.0, windows: FrameWindows | None = None
+    ) -> Tensor:
         """Mix the frames of x, shape (batch * num_frames, channels, height, width).
 
-        `scale` multiplies the keys of both attentions. Raises ValueError when the frames exceed
-        the module's positions or do not divide the batch.
+        `scale` multiplies the keys of both attentions. With `windows` (on the device of x) the
+        attentions run within each window and everything else once a frame. Raises ValueError when
+        the frames of a window exceed the module's positions or do not divide the batch.
         """
-        check_num_frames(x.shape[0], num_frames, self.max_frames)
+        longest = num_frames if windows is None else windows.indices.shape[1]
+        check_num_frames(x.shape[0], num_frames, longest, self.max_frames)
         clips = x.unflatten(0, (-1, num_frames))  # b f c h w
         hidden = self.normalise(x, num_frames).permute(0, 3, 4, 1, 2)  # b h w f c
         hidden = hidden.reshape(-1, num_frames, x.shape[1])  # (b h w) f c
         hidden = self.proj_in(hidden)
         for block in self.transformer_blocks:
-            hidden = block(hidden, scale)
+            hidden = block(hidden, scale, windows)
         hidden = self.proj_out(hidden)
         hidden = hidden.view(clips.shape[0], *x.shape[2:], num_frames, x.shape[1])  # b h w f c
         return (clips + hidden.permute(0, 3, 4, 1, 2)).flatten(0, 1)  # (b f) c h w
@@ -157,11 +196,14 @@ class TemporalTransformer(nn.Module):
         return self.norm(x.unflatten(0, (-1, num_frames)).transpose(1, 2)).transpose(1, 2)
 
 
-def check_num_frames(batch: int, num_frames: int, max_frames: int) -> None:
-    """Raise ValueError where a batch is not a whole number of clips that the positions cover."""
-    if num_frames > max_frames:
+def check_num_frames(batch: int, num_frames: int, longest: int, max_frames: int) -> None:
+    """Raise ValueError where a batch is not a whole number of clips that the positions cover.
+
+    `longest` is the number of frames that attend to each other.
+    """
+    if longest > max_frames:
         raise ValueError(
-            f"this motion module has positions for {max_frames} frames, not {num_frames}; "
+            f"this motion module has positions for {max_frames} frames, not {longest}; "
             f"make at most {max_frames} frames, or use sliding context windows of that length."
         )
     if num_frames < 1 or batch % num_frames:
