@@ -1,15 +1,25 @@
-"""What the tests share: thin models, and the ComfyUI hosts on this machine."""
+"""What the tests share: thin models, the ComfyUI hosts on this machine, and a real server."""
 
+import json
 import os
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
+
+PACK = Path(__file__).resolve().parents[1]
+PACK_NAME = "ComfyUI-AnimateDiff-Lightning"
 
 # thin models gain nothing from more threads, and lose tenfold where the cores are shared
 torch.set_num_threads(1)
@@ -126,3 +136,119 @@ def thin_checkpoint():
         command = [HOSTS[0].python, script, HOSTS[0].folder, path, "thin"]
         subprocess.run(command, check=True, stdout=sys.stderr)
     return path
+
+
+class Server:
+    """A ComfyUI server in a folder of its own, with this checkout linked in."""
+
+    def __init__(self, host, base: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.log = base / "server.log"
+        command = [
+            host.python, "main.py", "--cpu", "--port", self.address.split(":")[1],
+            "--base-directory", base, "--disable-auto-launch",
+            "--database-url", f"sqlite:///{base}/comfyui.db",
+        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=host.folder, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        for _ in range(240):
+            try:
+                self.get("/system_stats")
+                return
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()[-3000:]
+                time.sleep(0.5)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
+    def get(self, path: str):
+        """Return the body of a GET."""
+        with urllib.request.urlopen(f"http://{self.address}{path}", timeout=60) as answer:
+            return answer.read()
+
+    def post(self, path: str, content: dict):
+        """Return the decoded answer of a POST; an error answer is returned too."""
+        body = json.dumps(content).encode()
+        request = urllib.request.Request(f"http://{self.address}{path}", data=body)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read() or b"{}")
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read())
+
+    def run(self, workflow: dict, on_progress=None):
+        """Queue a workflow and follow it; returns (messages, history entry)."""
+        import websocket
+
+        client = uuid.uuid4().hex
+        stream = websocket.create_connection(f"ws://{self.address}/ws?clientId={client}")
+        stream.settimeout(180)
+        queued = self.post("/prompt", {"prompt": workflow, "client_id": client})
+        assert "prompt_id" in queued, queued
+        messages = []
+        while True:
+            text = stream.recv()
+            if not isinstance(text, str):
+                continue
+            message = json.loads(text)
+            messages.append(message)
+            if message["type"] == "progress" and on_progress is not None:
+                on_progress(message["data"])
+            if message["type"] in (
+                "execution_success", "execution_error", "execution_interrupted",
+            ):  # fmt: skip
+                break
+        stream.close()
+        for _ in range(50):
+            history = json.loads(self.get(f"/history/{queued['prompt_id']}"))
+            if queued["prompt_id"] in history:
+                return messages, history[queued["prompt_id"]]
+            time.sleep(0.1)
+        raise TimeoutError("no history entry")
+
+    def file(self, entry: dict, node: str) -> bytes:
+        """Return the first file that an output node saved."""
+        saved = next(v for v in entry["outputs"][node].values() if isinstance(v, list))[0]
+        query = f"filename={saved['filename']}&subfolder={saved['subfolder']}&type={saved['type']}"
+        return self.get(f"/view?{query}")
+
+
+@pytest.fixture(scope="session")
+def thin_motion_file(tmp_path_factory):
+    """Path of a motion module file with random weights, of the thin checkpoint's shape."""
+    config = MotionModuleConfig(
+        down_blocks=((320,),) * 4, mid_block=(320,), up_blocks=((320, 320),) * 4
+    )  # fmt: skip
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("motion") / "thin.safetensors"
+    checkpoint.save(MotionModule(config).half(), path)
+    return path
+
+
+def workflow_files() -> set[tuple[str, str]]:
+    """Return the (model folder, file name) of every model that a shipped workflow names."""
+    graphs = [json.loads(path.read_text()) for path in (PACK / "workflows").glob("*.json")]
+    properties = [node["properties"] for graph in graphs for node in graph["nodes"]]
+    return {(m["directory"], m["name"]) for p in properties for m in p.get("models", [])}
+
+
+@pytest.fixture(scope="module")
+def server(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
+    """A running server that has thin files under the names of the workflows, and two bad ones."""
+    base = tmp_path_factory.mktemp("comfyui")
+    thin = {"checkpoints": thin_checkpoint, "animatediff_models": thin_motion_file}
+    for folder, name in workflow_files():
+        (base / "models" / folder).mkdir(parents=True, exist_ok=True)
+        (base / "models" / folder / name).symlink_to(thin[folder])
+    motion_modules = base / "models" / "animatediff_models"
+    (motion_modules / "notes.txt").write_text("no motion module")
+    (motion_modules / "broken.safetensors").write_bytes(thin_motion_file.read_bytes()[:1000])
+    (base / "custom_nodes").mkdir()
+    (base / "custom_nodes" / PACK_NAME).symlink_to(PACK)
+    server = Server(comfyui, base)
+    yield server
+    server.process.terminate()
+    server.process.wait(30)

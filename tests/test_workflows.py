@@ -1,0 +1,161 @@
+"""The shipped workflow files, read without a host: well-formed, downloadable, of a piece."""
+
+import json
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+# the frontend offers a download from these only, and of these file types only
+DOWNLOAD_HOSTS = {"huggingface.co", "civitai.com", "localhost"}
+DOWNLOAD_TYPES = {".safetensors", ".sft"}
+MODEL_TYPES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
+FRONTEND_NODES = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}  # never sent to the server
+CORE_NODES = {
+    "BasicGuider",
+    "CheckpointLoaderSimple",
+    "CLIPTextEncode",
+    "CreateVideo",
+    "EmptyLatentImage",
+    "KSamplerSelect",
+    "RandomNoise",
+    "SamplerCustomAdvanced",
+    "SaveVideo",
+    "VAEDecode",
+}
+OUR_NODES = {path.stem for path in (WORKFLOWS.parent / "web" / "docs").glob("*.md")}
+
+
+@pytest.fixture(params=sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def graph(path) -> dict:
+    """The UI form: a list of nodes, and links [id, from, slot, to, slot, type]."""
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def api(path) -> dict:
+    """The API form of the same workflow: class and inputs by node id."""
+    return json.loads((WORKFLOWS / "api" / path.name).read_text())
+
+
+def models(graph: dict) -> list[dict]:
+    return [m for node in graph["nodes"] for m in node["properties"].get("models", [])]
+
+
+def linked_inputs(graph: dict) -> dict[tuple[str, str], list]:
+    """Return {(node, input): [source node, slot]} in the API form's words."""
+    links = {link[0]: link for link in graph["links"]}
+    return {
+        (str(node["id"]), port["name"]): [str(links[port["link"]][1]), links[port["link"]][2]]
+        for node in graph["nodes"]
+        for port in node["inputs"]
+        if port["link"] is not None
+    }
+
+
+def test_there_are_workflows_and_no_stray_api_form():
+    names = {path.name for path in WORKFLOWS.glob("*.json")}
+    assert names
+    assert names == {path.name for path in (WORKFLOWS / "api").glob("*.json")}
+
+
+def test_ids_are_unique_and_the_last_ones_right(graph):
+    nodes = [node["id"] for node in graph["nodes"]]
+    links = [link[0] for link in graph["links"]]
+    assert len(set(nodes)) == len(nodes)
+    assert len(set(links)) == len(links)
+    assert graph["last_node_id"] == max(nodes)
+    assert graph["last_link_id"] == max(links)
+    assert graph["version"] == 0.4
+    orders = sorted(node["order"] for node in graph["nodes"])
+    assert orders == list(range(len(nodes)))
+
+
+def test_both_ends_of_every_link_know_it(graph):
+    listed = {(link[0], *link[1:3]) for link in graph["links"]}
+    sent = {
+        (link, node["id"], slot)
+        for node in graph["nodes"]
+        for slot, port in enumerate(node["outputs"])
+        for link in port["links"] or []
+    }
+    assert sent == listed
+    received = {
+        (port["link"], node["id"], slot, port["type"])
+        for node in graph["nodes"]
+        for slot, port in enumerate(node["inputs"])
+        if port["link"] is not None
+    }
+    assert received == {(link[0], *link[3:]) for link in graph["links"]}
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for _, source, slot, _, _, kind in graph["links"]:
+        assert nodes[source]["outputs"][slot]["type"] == kind
+
+
+def test_links_run_forwards(graph):
+    order = {node["id"]: node["order"] for node in graph["nodes"]}
+    assert all(order[link[1]] < order[link[3]] for link in graph["links"])
+
+
+def test_every_model_can_be_downloaded_from_the_missing_models_dialog(graph):
+    assert models(graph)
+    for model in models(graph):
+        url = urlsplit(model["url"])
+        assert url.scheme == "https" or url.hostname == "localhost", url
+        assert url.hostname in DOWNLOAD_HOSTS
+        assert Path(url.path).suffix in DOWNLOAD_TYPES
+        assert set(model) >= {"name", "url", "directory"}
+        assert Path(url.path).name == model["name"]
+
+
+def test_chosen_files_are_the_downloadable_ones(graph):
+    for node in graph["nodes"]:
+        chosen = {
+            value
+            for value in node.get("widgets_values", [])
+            if isinstance(value, str) and value.endswith(MODEL_TYPES)
+        }
+        assert chosen == {model["name"] for model in node["properties"].get("models", [])}
+
+
+def test_only_core_nodes_and_ours(graph):
+    used = {node["type"] for node in graph["nodes"]}
+    assert used <= CORE_NODES | FRONTEND_NODES | OUR_NODES
+    assert used & OUR_NODES
+
+
+def test_api_form_has_the_same_nodes_and_links(graph, api):
+    nodes = {str(n["id"]): n["type"] for n in graph["nodes"] if n["type"] not in FRONTEND_NODES}
+    assert nodes == {key: node["class_type"] for key, node in api.items()}
+    links = {
+        (key, name): value
+        for key, node in api.items()
+        for name, value in node["inputs"].items()
+        if isinstance(value, list)
+    }
+    assert links == linked_inputs(graph)
+
+
+def test_api_form_has_the_same_values(graph, api):
+    # "randomize" follows each seed in the UI form only
+    for node in graph["nodes"]:
+        if node["type"] in FRONTEND_NODES:
+            continue
+        names = [port["name"] for port in node["inputs"] if "widget" in port]
+        values = [v for v in node["widgets_values"] if v not in ("randomize", "fixed")]
+        assert len(names) == len(values)
+        inputs = api[str(node["id"])]["inputs"]
+        for name, value in zip(names, values, strict=True):
+            assert isinstance(inputs[name], list) or inputs[name] == value
+
+
+def test_thumbnail_is_small(path):
+    thumbnail = path.with_suffix(".jpg")
+    assert thumbnail.read_bytes()[:3] == b"\xff\xd8\xff"
+    assert thumbnail.stat().st_size < 60_000
