@@ -30,7 +30,7 @@ def comfyui_path():
 def start(*flags):
     """Start the host, load both packs, make the random full-size files where they are missing.
 
-    Returns the base MODEL and both contenders: name -> function(base) -> MODEL with motion.
+    Returns the base MODEL and both contenders: name -> function(base, context) -> MODEL.
     """
     host.start(comfyui_path(), *flags)
     logging.getLogger().setLevel(logging.WARNING)
@@ -42,24 +42,50 @@ def start(*flags):
         random_checkpoint.write(MODELS / "random_sd15.safetensors", "full")
     host.add_model_folder(MODELS)
     return host.load_base(MODELS / "random_sd15.safetensors"), {
-        "ours": lambda base: _ours(nodes, base),
+        "ours": lambda base, context=None: _ours(nodes, base, context),
         "ade": _ade,
     }
 
 
-def _ours(nodes, base):
+def _ours(nodes, base, context=None):
     module, _ = nodes["ADL_LoadMotionModule"].execute(MOTION_FILE).result
-    return nodes["ADL_ApplyMotionModule"].execute(base, module).result[0]
+    return nodes["ADL_ApplyMotionModule"].execute(base, module, context=context).result[0]
 
 
-def _ade(base):
+def ade_pack():
+    """Return the peer's module, loaded by its path as the host does."""
+    name = "animatediff_evolved"
     default = comfyui_path() / "custom_nodes" / "ComfyUI-AnimateDiff-Evolved"
-    ade = host.load_pack(os.environ.get("ADE_PATH", default), name="animatediff_evolved")
-    nodes = ade.NODE_CLASS_MAPPINGS
+    return sys.modules.get(name) or host.load_pack(os.environ.get("ADE_PATH", default), name)
+
+
+def _ade(base, context=None):
+    nodes = ade_pack().NODE_CLASS_MAPPINGS
     (motion,) = nodes["ADE_LoadAnimateDiffModel"]().load_motion_model(MOTION_FILE)
     (models,) = nodes["ADE_ApplyAnimateDiffModelSimple"]().apply_motion_model(motion)
-    evolved = nodes["ADE_UseEvolvedSampling"]()
-    return evolved.use_evolved_sampling(base, "sqrt_linear (AnimateDiff)", m_models=models)[0]
+    return nodes["ADE_UseEvolvedSampling"]().use_evolved_sampling(
+        base, "sqrt_linear (AnimateDiff)", m_models=models, context_options=context
+    )[0]
+
+
+def our_context(nodes, length, overlap, schedule, fuse, closed_loop=False, **options):
+    """Return our ADL_CONTEXT."""
+    values = {"windows_per_call": 1, "where": "latents"} | options
+    node = nodes["ADL_SlidingContext"]
+    return node.execute(length, overlap, schedule, fuse, closed_loop, **values).result[0]
+
+
+def ade_context(length, overlap, schedule, fuse, closed_loop=False):
+    """Return the peer's CONTEXT_OPTIONS for the same windows."""
+    nodes = ade_pack().NODE_CLASS_MAPPINGS
+    if schedule == "static":
+        node = nodes["ADE_StandardStaticContextOptions"]()
+        return node.create_options(length, overlap, fuse)[0]
+    if schedule == "uniform":
+        node = nodes["ADE_StandardUniformContextOptions"]()
+        return node.create_options(length, 1, overlap, fuse)[0]
+    node = nodes["ADE_LoopedUniformContextOptions"]()
+    return node.create_options(length, 1, overlap, closed_loop, fuse)[0]
 
 
 def trailing_sigmas(steps):

@@ -90,6 +90,12 @@ def generate(
     motion_module: Annotated[
         Path | None, typer.Option(help="Motion module file, in either released layout.")
     ] = None,
+    motion_lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE[:STRENGTH]", help="Motion LoRA, strength 0.8 if not given; repeat."
+        ),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="What to draw; repeat for several clips.")
     ] = None,
@@ -108,6 +114,10 @@ def generate(
     ] = Sampler.euler,
     motion_scale: Annotated[float, typer.Option(help="More or less motion; 1 as trained.")] = 1.0,
     fps: Annotated[float, typer.Option(help="Frames a second.")] = 8.0,
+    context_length: Annotated[
+        int | None, typer.Option(help="Frames a window, for clips of more than 32: 16 is best.")
+    ] = None,
+    context_overlap: Annotated[int, typer.Option(help="Frames that windows share.")] = 4,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
     dtype: Annotated[
         Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")
@@ -129,7 +139,7 @@ def generate(
 
     Without --base and --motion-module, small models with RANDOM weights show that it runs.
     """
-    from .request import ClipRequest, read_prompts
+    from .request import ClipRequest, parse_motion_lora, read_prompts
 
     if prompt and prompts:
         raise ValueError("give either --prompt or --prompts, not both.")
@@ -137,11 +147,18 @@ def generate(
         prompts=read_prompts(prompts) if prompts else tuple(prompt or ()),
         negative_prompt=negative_prompt, steps=steps, seed=seed, frames=frames, width=width,
         height=height, cfg=cfg, sampler=sampler.value, motion_scale=motion_scale, fps=fps, out=out,
+        context_length=context_length, context_overlap=context_overlap,
     )  # fmt: skip
     if (base is None) != (motion_module is None):
         missing = "--base" if base is None else "--motion-module"
         raise ValueError(f"{missing} is missing; give both, or neither to try random weights.")
-    for file, what in ((base, "base model"), (motion_module, "motion module")):
+    loras = tuple(parse_motion_lora(text) for text in motion_lora or ())
+    if loras and motion_module is None:
+        raise ValueError("a --motion-lora needs the --motion-module that it was made for.")
+    for file, what in (
+        (base, "base model"), (motion_module, "motion module"),
+        *((file, "motion LoRA") for file, _ in loras),
+    ):  # fmt: skip
         if file is not None and not file.exists():
             raise ValueError(f"the {what} {file} was not found.")
 
@@ -152,7 +169,8 @@ def generate(
     from .clips import ModelChoice, make_clips
 
     models = ModelChoice(
-        base, motion_module, tokenizer=tokenizer, config=config, device=device, dtype=dtype.value,
+        base, motion_module, motion_loras=loras, tokenizer=tokenizer, config=config,
+        device=device, dtype=dtype.value,
         prediction_type=None if prediction_type is PredictionType.auto else prediction_type.value,
     )  # fmt: skip
     make_clips(request, models)

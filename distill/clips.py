@@ -3,13 +3,14 @@
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from ..motion_module import checkpoint
+from ..motion_module import checkpoint, lora
 from . import random_models, video
 from .base_models import BaseModel, load_base, quiet_libraries
 from .generate import check_positions, decode, generate_latents
@@ -29,6 +30,7 @@ class ModelChoice:
 
     base: Path | None = None
     motion_module: Path | None = None
+    motion_loras: tuple[tuple[Path, float], ...] = ()  # (file, strength)
     tokenizer: Path | None = None
     config: Path | None = None
     prediction_type: str | None = None
@@ -50,7 +52,8 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
         made = random_models.ensure()
         models = ModelChoice(made.base, made.motion_module, prediction_type=models.prediction_type)
     known = checkpoint.load(models.motion_module)
-    check_positions(known.config.max_frames, request.frames)
+    loras = _load_loras(models.motion_loras, known)
+    check_positions(known.config.max_frames, request)
     for doubt in request.doubts(known.steps):
         _say(f"warning: {doubt}")
     base = load_base(
@@ -60,11 +63,27 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     request = request.sized(base.default_size, base.default_size, base.latent_factor)
     _warn_of_long_prompts(base, request)
     module = known.build(dtype=dtype).to(device)
+    lora.merge(module, loras)
     side = _SMALLEST_SIDE if random else 1
     return [
         _make_clip(base, module, prompt, request, out, side)
         for prompt, out in zip(request.prompts, request.outputs(), strict=True)
     ]
+
+
+def _load_loras(
+    choices: Sequence[tuple[Path, float]], known: checkpoint.MotionCheckpoint
+) -> list[tuple[lora.MotionLora, float]]:
+    loras = [(lora.load(path), strength) for path, strength in choices]
+    for found, _ in loras:
+        used = lora.weight_patches(found, known.config)  # refuses before the base model is read
+        left_out = len(found.beyond(known.config))
+        if left_out:
+            _say(
+                f"warning: {found.path.name} changes {left_out} weights of a mid block, which this "
+                f"motion module lacks; only the other {len(used)} are used."
+            )
+    return loras
 
 
 def choose_device(name: str) -> torch.device:

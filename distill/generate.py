@@ -4,6 +4,7 @@ The noise is ComfyUI's for the same seed, and "euler" starts from exactly that u
 hosts make the same clip. Section 4 of AnimateDiff-Lightning (arXiv 2403.12706).
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..motion_module.inject import inject
 from ..motion_module.module import MotionModule
-from ..samplers import euler, prediction, schedule
+from ..samplers import context, euler, prediction, schedule
 from ..samplers.euler import PredictEps
 from .base_models import BaseModel, encode_prompt
 from .request import ClipRequest
@@ -43,15 +44,17 @@ def generate_latents(
     fewer positions than frames.
     """
     if motion_module is not None:
-        check_positions(motion_module.config.max_frames, request.frames)
+        check_positions(motion_module.config.max_frames, request)
     generator = torch.Generator().manual_seed(request.seed)
     x = initial_noise(base, request, generator).to(base.device)
     sample = {"euler": _euler, "dpmpp": _dpmpp, "lcm": _lcm}[request.sampler]
     predict_eps = eps_predictor(base, prompt, request)
+    if request.context is not None:
+        predict_eps = in_windows(predict_eps, request.context)
     if motion_module is None:
         return sample(predict_eps, x, request.steps, generator, on_step or _nothing)
     injection = inject(
-        base.unet, motion_module, num_frames=request.frames, scale=request.motion_scale
+        base.unet, motion_module, num_frames=request.frames_a_call, scale=request.motion_scale
     )
     try:
         return sample(predict_eps, x, request.steps, generator, on_step or _nothing)
@@ -89,11 +92,11 @@ def eps_predictor(base: BaseModel, prompt: str, request: ClipRequest) -> Predict
     """
     prompts = [prompt] if request.cfg == 1 else [prompt, request.negative_prompt]
     text = torch.cat([encode_prompt(base, p) for p in prompts])
-    text = text.repeat_interleave(request.frames, dim=0)  # (clips f) tokens width
 
     def predict_eps(x: Tensor, t: int) -> Tensor:
         batch = x.repeat(len(prompts), 1, 1, 1).to(base.dtype)
-        out = base.unet(batch, t, encoder_hidden_states=text).sample.float()
+        text_of_frames = text.repeat_interleave(len(x), dim=0)  # (clips f) tokens width
+        out = base.unet(batch, t, encoder_hidden_states=text_of_frames).sample.float()
         wanted, *unwanted = (
             prediction.as_eps(o, x, t, base.prediction_type) for o in out.chunk(len(prompts))
         )
@@ -102,12 +105,30 @@ def eps_predictor(base: BaseModel, prompt: str, request: ClipRequest) -> Predict
     return predict_eps
 
 
-def check_positions(max_frames: int, frames: int) -> None:
-    """Raise ValueError where a motion module has fewer positions than the clip has frames."""
-    if frames > max_frames:
+def in_windows(predict_eps: PredictEps, options: context.ContextOptions) -> PredictEps:
+    """Return predict_eps for a clip of any length: window by window, fused where they overlap.
+
+    The windows of a step depend on how often the result was called before, once a step.
+    """
+    steps = itertools.count()
+
+    def predict_fused(x: Tensor, t: int) -> Tensor:
+        plan = context.plan(len(x), options, next(steps)).to(x)
+        fused = torch.zeros_like(x)
+        for window, weight in zip(plan.indices, plan.weights, strict=True):
+            fused[window] += predict_eps(x[window], t) * weight[:, None, None, None]
+        return fused
+
+    return predict_fused
+
+
+def check_positions(max_frames: int, request: ClipRequest) -> None:
+    """Raise ValueError where a motion module has too few positions for what it sees at once."""
+    if request.frames_a_call > max_frames:
         raise ValueError(
-            f"this motion module has positions for {max_frames} frames, not {frames}; "
-            f"use --frames {max_frames} or fewer."
+            f"this motion module has positions for {max_frames} frames, "
+            f"not {request.frames_a_call}; use --context-length {min(16, max_frames)}, or fewer "
+            "--frames."
         )
 
 

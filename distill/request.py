@@ -13,6 +13,8 @@ MAX_STEPS = 1000  # training timesteps
 MAX_FPS = 240
 MAX_GIF_FPS = 50  # viewers slow down anything below two hundredths of a second a frame
 MAX_SEED = 2**64 - 1  # as in ComfyUI
+LORA_STRENGTH = 0.8  # AnimateDiff-Lightning recommends 0.7 to 0.8
+MAX_LORA_STRENGTH = 10
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,8 @@ class ClipRequest:
     """One clip for every prompt, all from the same seed. Holds the defaults of `generate`.
 
     `width` and `height` are in pixels, None: the size that the base model was trained for. `out` is
-    the file of a single clip; several get -0, -1, ... before the extension. Raises ValueError, with
+    the file of a single clip; several get -0, -1, ... before the extension. `context_length` cuts
+    longer clips into windows (samplers/context.py). Raises ValueError, with
     one sentence, for anything out of range.
     """
 
@@ -35,6 +38,8 @@ class ClipRequest:
     sampler: str = "euler"
     motion_scale: float = 1.0
     fps: float = 8.0
+    context_length: int | None = None
+    context_overlap: int = 4
     out: Path = Path("clip.mp4")
 
     def __post_init__(self) -> None:
@@ -53,7 +58,22 @@ class ClipRequest:
             ("fps", 0.1, MAX_FPS),
         ):
             _check_range(name, getattr(self, name), low, high)
+        _ = self.context  # raises where the windows are impossible
         self._check_out()
+
+    @property
+    def context(self) -> "context.ContextOptions | None":
+        """Sliding windows, None where the whole clip is seen at once."""
+        from ..samplers import context
+
+        if self.context_length is None or self.frames <= self.context_length:
+            return None
+        return context.ContextOptions(self.context_length, self.context_overlap)
+
+    @property
+    def frames_a_call(self) -> int:
+        """Frames that the motion module sees at once."""
+        return self.frames if self.context is None else self.context.context_length
 
     def _check_out(self) -> None:
         kind = self.out.suffix.lower()
@@ -122,6 +142,19 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not prompts:
         raise ValueError(f"{path.name} holds no prompts; write one on each line.")
     return prompts
+
+
+def parse_motion_lora(text: str) -> tuple[Path, float]:
+    """Return the file and the strength of FILE[:STRENGTH]; ValueError out of range."""
+    file, _, strength = text.rpartition(":")
+    try:
+        strength = float(strength)
+    except ValueError:  # no strength, or the colon is part of the path
+        return Path(text), LORA_STRENGTH
+    if not file:
+        raise ValueError(f"--motion-lora {text} names no file; give FILE or FILE:STRENGTH.")
+    _check_range("motion LoRA strength", strength, -MAX_LORA_STRENGTH, MAX_LORA_STRENGTH)
+    return Path(file), strength
 
 
 def check_writable(path: Path) -> None:

@@ -16,12 +16,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import files, infer, keys, recognise
+from . import files, infer, keys, recognise, refusals
 from .config import MotionModuleConfig
 from .files import CheckpointError, atomic_path
 from .module import MotionModule
 
-_DTYPES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 _RELEASED_STEPS = re.compile(r"lightning[_-](\d+)[_-]?step", re.IGNORECASE)
 
 
@@ -66,7 +65,7 @@ class MotionCheckpoint:
             "family": self.family,
             "steps": str(self.steps) if self.steps else "unknown",
             "layout": self.layout,
-            "dtype": _DTYPES[self.dtype],
+            "dtype": refusals.DTYPES[self.dtype],
             "motion modules": str(len(self.config.addresses())),
             "channels": ", ".join(map(str, channels)),
             "mid block": "yes" if self.config.mid_block else "no",
@@ -101,7 +100,7 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
         dtype = Counter(t.dtype for t in tensors.values()).most_common(1)[0][0]
         steps = _steps(path, metadata)
     except CheckpointError as error:
-        raise CheckpointError(f"{path.name} {_sentence(str(error))}") from error
+        raise refusals.named(path, error) from error
     return MotionCheckpoint(
         path=path, config=config, state_dict=tensors, layout=layout, dtype=dtype, steps=steps,
         family=metadata.get("family") or recognise.family(config, has_positions, steps),
@@ -148,29 +147,15 @@ def _validate(tensors: Mapping[str, Tensor], config: MotionModuleConfig) -> None
         for k, t in tensors.items()
         if k in expected and tuple(t.shape) != expected[k]
     ]
-    wrong_dtype = [f"{k} as {t.dtype}" for k, t in tensors.items() if t.dtype not in _DTYPES]
     missing = [k for k in expected if k not in tensors]
     unknown = [k for k in tensors if k not in expected]
-    for what, found, advice in (
+    refusals.refuse(
         ("lacks", missing, "the file is incomplete, download it again"),
         ("has unknown", unknown, "use a file in one of the released layouts"),
         ("has", wrong_shape, "the file is damaged or of another model, download it again"),
-        ("has", wrong_dtype, "save its weights as float16, bfloat16 or float32"),
-    ):
-        if found:
-            raise CheckpointError(f"{what} {_first(found)}; {advice}")
-    # a sum in float32 is finite unless an element is not, and takes one pass without a copy
-    broken = [
-        k for k, t in tensors.items()
-        if not torch.isfinite(t.sum(dtype=torch.float32)) and not torch.isfinite(t).all()
-    ]  # fmt: skip
-    if broken:
-        raise CheckpointError(f"has NaN or infinite values in {_first(broken)}; download it again")
-
-
-def _first(names: list[str], count: int = 3) -> str:
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+        ("has", refusals.wrong_dtypes(tensors), "save its weights as float16, bfloat16 or float32"),
+    )
+    refusals.check_finite(tensors)
 
 
 def _steps(path: Path, metadata: Mapping[str, str]) -> int:
@@ -183,8 +168,3 @@ def _steps(path: Path, metadata: Mapping[str, str]) -> int:
         return int(metadata["steps"])
     released = _RELEASED_STEPS.search(path.name)
     return int(released.group(1)) if released else 0
-
-
-def _sentence(text: str) -> str:
-    text = " ".join(text.split())
-    return text if text.endswith(".") else text + "."

@@ -21,13 +21,16 @@ _DAMAGED_PICKLE = (
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used as a motion module; the message is one sentence for the user."""
+    """A weights file that cannot be used; the message is one sentence for the user."""
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(
+    path: Path, wanted: recognise.Wanted = "motion module"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by key, and the metadata, of a .safetensors file or a pickle of tensors.
 
-    Raises CheckpointError for a file that is missing, damaged, or holds more than tensors.
+    Raises CheckpointError for a file that is missing, damaged, holds more than tensors, or none
+    and so is not what is `wanted`.
     """
     if path.is_dir():
         raise CheckpointError("is a folder; give the weights file inside it")
@@ -41,7 +44,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         content, metadata = _read_safetensors(path)
     else:
         content, metadata = _read_pickle(path), {}
-    return _unwrap(content), metadata
+    return _unwrap(content, wanted), metadata
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
@@ -75,7 +78,7 @@ def _read_pickle(path: Path) -> dict[str, object]:
     return content
 
 
-def _unwrap(content: dict) -> dict[str, Tensor]:
+def _unwrap(content: dict, wanted: recognise.Wanted) -> dict[str, Tensor]:
     """Drop what trainers wrap around the weights: nesting, a config, a "module." prefix."""
     if isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -84,7 +87,7 @@ def _unwrap(content: dict) -> dict[str, Tensor]:
         raise CheckpointError("holds no tensors; download it again")
     tensors = {k: t for k, t in content.items() if isinstance(t, Tensor)}
     if not tensors:
-        raise CheckpointError(recognise.refuse_other(content))
+        raise CheckpointError(recognise.refuse_other(content, wanted))
     return tensors
 
 

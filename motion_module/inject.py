@@ -74,12 +74,13 @@ def inject(
     `unet` is an LDM-layout UNet or a diffusers UNet2DConditionModel whose batch is
     (clips * num_frames). Pass `run` to share the run state with the caller; it is also the
     handle's `.run`, through which frames and scale may change between calls. Injecting the same
-    module again returns the handle in place. Raises ValueError for a UNet of another shape and for
-    one that holds another motion module.
+    module again returns the handle in place, its run as it was. Raises ValueError for a UNet of
+    another shape and for one that holds another motion module or is run by another caller.
     """
     current = injected(unet)
     if current is not None:
-        if current.motion_module is motion_module and run in (None, current.run):
+        same_run = run is None or run is current.run  # equal is not enough: the caller changes it
+        if current.motion_module is motion_module and same_run:
             return current
         raise ValueError("this UNet already holds a motion module; eject that one first.")
     injection = Injection(unet, motion_module, run or MotionRun(num_frames, scale))

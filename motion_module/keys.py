@@ -36,16 +36,21 @@ def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename diffusers keys to ours; the one position table serves both attentions."""
     out = {}
     for key, tensor in tensors.items():
-        key = _PART.sub(lambda m: m.group(0) + "temporal_transformer.", key)
-        head, block, tail = key.partition(".transformer_blocks.0.")
-        for ours, theirs in _RENAMES:
-            if tail.startswith(theirs):
-                tail = ours + tail.removeprefix(theirs)
-                break
-        out[head + block + tail] = tensor
-        if tail.endswith("pos_encoder.pe"):
-            out[head + block + "attention_blocks.1.pos_encoder.pe"] = tensor
+        key = from_diffusers_key(key)
+        out[key] = tensor
+        if key.endswith("pos_encoder.pe"):
+            out[key.replace("attention_blocks.0.", "attention_blocks.1.")] = tensor
     return out
+
+
+def from_diffusers_key(key: str) -> str:
+    """Rename one diffusers key to ours."""
+    key = _PART.sub(lambda m: m.group(0) + "temporal_transformer.", key)
+    head, block, tail = key.partition(".transformer_blocks.0.")
+    for ours, theirs in _RENAMES:
+        if tail.startswith(theirs):
+            return head + block + ours + tail.removeprefix(theirs)
+    return key
 
 
 def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,29 +1,36 @@
 """Tells what a weights file is from its keys and shapes, and why one cannot be used."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import Tensor
 
 from .config import MotionModuleConfig
 
+Wanted = Literal["motion module", "motion LoRA"]
+
 _IMAGE_LORA = ("a LoRA for the image model", "load it with Load LoRA")
-_CHECKPOINT = ("a Stable Diffusion checkpoint", "choose it as the base model")
+_CHECKPOINT = ("a Stable Diffusion checkpoint", "use it as the base model")
 _VAE = ("a VAE", "load it with Load VAE")
 _CONTROLNET = ("a ControlNet", "load it with Load ControlNet Model")
 _EMBEDDING = ("a textual inversion embedding", "put it into the embeddings folder")
 _IMAGE_UNET = ("an image UNet without motion", "load it with Load Diffusion Model")
 _USE_SUPPORTED = "use v2, v3, Lightning or AnimateLCM"
+_USE_INSTEAD: dict[Wanted, str] = {
+    "motion module": _USE_SUPPORTED,
+    "motion LoRA": "use one for AnimateDiff v2 or v3",
+}
 # (part of a key, what such a file is, what to do with it), the more particular first
 _OTHER_FILES = [
     ("controlnet_cond_embedding", *_CONTROLNET),
     ("control_model.", *_CONTROLNET),
-    ("camera_encoder", "a CameraCtrl model", _USE_SUPPORTED),
+    ("camera_encoder", "a CameraCtrl model", "load it with nodes of its own"),
     ("lora_te_", *_IMAGE_LORA),
     ("lora_unet_", *_IMAGE_LORA),
     ("lora_down", *_IMAGE_LORA),
     ("lora_A", *_IMAGE_LORA),
     ("lora.down", *_IMAGE_LORA),
-    ("conditioner.embedders", "an SDXL checkpoint", "choose it as the base model"),
+    ("conditioner.embedders", "an SDXL checkpoint", "use it as the base model"),
     ("cond_stage_model.", *_CHECKPOINT),
     ("model.diffusion_model.", *_CHECKPOINT),
     ("input_blocks.", *_IMAGE_UNET),
@@ -42,16 +49,28 @@ _MOTION_LORA = (
 _CROSS_FRAME_POSITIONS = 24
 
 
-def refuse_other(keys: Mapping[str, object]) -> str:
-    """Return what a file without a single motion module key is, and what to do with it."""
-    if _is_motion_lora(keys):
+def refuse_other(keys: Mapping[str, object], wanted: Wanted = "motion module") -> str:
+    """Return what a file without a single wanted key is, and what to do with it."""
+    if wanted == "motion module" and is_motion_lora(keys):
         return _MOTION_LORA
     if any(k.endswith("pos_encoder.positional_encoding") for k in keys):
         return "is a HotShot-XL motion module, which needs an SDXL base; use an SD1.5 motion module"
     for part, name, advice in _OTHER_FILES:
         if any(part in k for k in keys):
-            return f"is {name}, not a motion module; {advice}"
-    return f"is no motion module and of no kind that is known here; {_USE_SUPPORTED}"
+            return f"is {name}, not a {wanted}; {advice}"
+    return f"is no {wanted} and of no kind that is known here; {_USE_INSTEAD[wanted]}"
+
+
+def refuse_as_lora(keys: Mapping[str, object]) -> str | None:
+    """Return why a file is refused as a motion LoRA, None if it is one."""
+    if is_motion_lora(keys):
+        return None
+    if any("motion_modules." in k for k in keys):
+        return (
+            "is a motion module, not a motion LoRA; put it into the animatediff_models folder and "
+            "load it with Load Motion Module"
+        )
+    return refuse_other(keys, "motion LoRA")
 
 
 def refuse_known(tensors: Mapping[str, Tensor]) -> str | None:
@@ -59,7 +78,7 @@ def refuse_known(tensors: Mapping[str, Tensor]) -> str | None:
 
     `tensors` may be in either layout.
     """
-    if _is_motion_lora(tensors):
+    if is_motion_lora(tensors):
         return _MOTION_LORA
     if any(".resnets." in k for k in tensors):
         return "is a whole UNet with a motion module inside; export the motion module by itself"
@@ -93,7 +112,8 @@ def _is_position_table(key: str, tensor: Tensor) -> bool:
     return key.endswith((".pos_encoder.pe", ".pos_embed.pe")) and tensor.ndim == 3
 
 
-def _is_motion_lora(keys: Mapping[str, object]) -> bool:
+def is_motion_lora(keys: Mapping[str, object]) -> bool:
+    """Tell whether any key is a LoRA's for a motion module."""
     return any("motion_modules." in k and "lora" in k for k in keys)
 
 

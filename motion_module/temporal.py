@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from .config import MotionModuleConfig
 
-# CUDA kernels take at most 2^16 - 1 blocks in the batch dimension; heads multiply it
+# CUDA's attention kernels take batches below 2^16 only; ComfyUI splits its own at 2^15, too
 MAX_ATTENTION_BATCH = 2**15
 
 

@@ -2,9 +2,14 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .context import PlotContext, SlidingContext
 from .loaders import LoadMotionModule
+from .lora import LoadMotionLoRA
 from .model import ApplyMotionModule
+from .noise import VideoNoise
+from .prompt import PromptTravel
 from .sampling import LightningScheduler
+from .video import LoadVideo
 
 
 class AnimateDiffLightningExtension(ComfyExtension):
@@ -13,6 +18,12 @@ class AnimateDiffLightningExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             LoadMotionModule,
+            LoadMotionLoRA,
             ApplyMotionModule,
             LightningScheduler,
+            SlidingContext,
+            PlotContext,
+            PromptTravel,
+            VideoNoise,
+            LoadVideo,
         ]

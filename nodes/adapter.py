@@ -5,14 +5,16 @@ and go by the host's injections; run state is set by its wrappers and cleared af
 """
 
 import logging
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from weakref import WeakKeyDictionary
 
+import comfy.lora
 import comfy.model_management
 import comfy.model_sampling
 import comfy.ops
+import comfy.sample
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -20,11 +22,14 @@ from comfy.patcher_extension import PatcherInjection, WrappersMP
 from comfy_execution.utils import get_executing_context
 
 from ..motion_module import checkpoint, files, inject, layout
-from ..samplers import schedule
+from ..motion_module import lora as motion_lora
+from ..samplers import context, schedule
 from . import checks
+from .windows import LatentWindows, SlidingContext, current_step
 
 KEY = "animatediff_lightning"
 MODELS_FOLDER = "animatediff_models"
+LORAS_FOLDER = "animatediff_motion_lora"
 
 
 def register_model_folder(name: str) -> None:
@@ -35,18 +40,55 @@ def register_model_folder(name: str) -> None:
         folder_paths.folder_names_and_paths[name] = (folders, set(files.EXTENSIONS))
 
 
-def motion_module_files() -> list[str]:
-    """Return the motion module files that the user can choose from."""
-    names = folder_paths.get_filename_list(MODELS_FOLDER)
+def model_files(folder: str) -> list[str]:
+    """Return the weights files of a model folder that the user can choose from."""
+    names = folder_paths.get_filename_list(folder)
     return [name for name in names if Path(name).suffix.lower() in files.EXTENSIONS]
 
 
-def motion_module_path(name: str) -> Path:
+def model_path(folder: str, name: str) -> Path:
     """Return the path of a listed file; raises ValueError when it is gone."""
-    path = folder_paths.get_full_path(MODELS_FOLDER, name)
+    path = folder_paths.get_full_path(folder, name)
     if path is None:
-        raise ValueError(f"{name} is not in models/{MODELS_FOLDER}; put the file there.")
+        raise ValueError(f"{name} is not in models/{folder}; put the file there.")
     return Path(path)
+
+
+def input_videos() -> list[str]:
+    """Return the videos of the host's input folder that the user can choose from."""
+    entries = Path(folder_paths.get_input_directory()).iterdir()
+    names = [entry.name for entry in entries if entry.is_file()]
+    return sorted(folder_paths.filter_files_content_types(names, ["video"]))
+
+
+def input_file(name: str) -> Path:
+    """Return the path of a file in the host's input folder; raises ValueError for any other."""
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    path = Path(folder_paths.get_annotated_filepath(name)).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(
+            f"{name} is outside ComfyUI's input folder; upload it with the node's button."
+        )
+    if not path.is_file():
+        raise ValueError(
+            f"{name} is not in ComfyUI's input folder; upload it with the node's button."
+        )
+    return path
+
+
+def free_memory() -> int:
+    """Return the bytes of main memory that the host may still use."""
+    return comfy.model_management.get_free_memory(torch.device("cpu"))
+
+
+def stop_if_cancelled() -> None:
+    """Raise the host's own exception where the user has pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def core_noise(samples: torch.Tensor, seed: int, frames: list[int] | None = None) -> torch.Tensor:
+    """Return the noise that Random Noise makes for latents; `frames` picks from a longer clip."""
+    return comfy.sample.prepare_noise(samples, seed, frames)
 
 
 @dataclass
@@ -69,21 +111,69 @@ class LoadedMotionModule:
     def patcher(self, dtype: torch.dtype) -> ModelPatcher:
         """Return the host's handle on the weights in `dtype`."""
         if dtype not in self._patchers:
-            source = self._unbuilt or checkpoint.load(self.file.path)
-            module = source.build(layers=comfy.ops.manual_cast, dtype=dtype)
-            self._unbuilt = None
-            self._patchers[dtype] = ModelPatcher(
-                module,
-                load_device=comfy.model_management.get_torch_device(),
-                offload_device=comfy.model_management.unet_offload_device(),
-            )
+            self._patchers[dtype] = self._make_patcher(dtype)
         return self._patchers[dtype]
+
+    def _make_patcher(self, dtype: torch.dtype) -> ModelPatcher:
+        source = self._unbuilt or checkpoint.load(self.file.path)
+        module = source.build(layers=comfy.ops.manual_cast, dtype=dtype)
+        self._unbuilt = None
+        return ModelPatcher(
+            module,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=comfy.model_management.unet_offload_device(),
+        )
+
+
+@dataclass(kw_only=True)
+class WithMotionLora(LoadedMotionModule):
+    """An ADL_MOTION_MODULE with a motion LoRA over another one, whose weights it shares.
+
+    The LoRA is a patch on a clone of the other's patcher: the host merges it when it loads the
+    clone, casts it along under lowvram, and puts the kept weights back for any other clone.
+    """
+
+    below: LoadedMotionModule
+    patches: dict[str, object] = field(repr=False)
+    strength: float
+
+    def _make_patcher(self, dtype: torch.dtype) -> ModelPatcher:
+        patcher = self.below.patcher(dtype).clone()
+        patcher.add_patches(self.patches, self.strength)
+        return patcher
 
 
 def load_motion_module(name: str) -> LoadedMotionModule:
     """Read and validate a file of the motion module folder."""
-    loaded = checkpoint.load(motion_module_path(name))
+    loaded = checkpoint.load(model_path(MODELS_FOLDER, name))
     return LoadedMotionModule(file=loaded.without_tensors(), _unbuilt=loaded)
+
+
+def add_motion_lora(
+    motion_module: LoadedMotionModule, name: str, strength: float
+) -> LoadedMotionModule:
+    """Return a motion module with a file of the motion LoRA folder; the given one stays as it is.
+
+    Raises ValueError for a file that is no motion LoRA or does not fit the module.
+    """
+    lora = motion_lora.load(model_path(LORAS_FOLDER, name))
+    config = motion_module.file.config
+    pairs = motion_lora.weight_patches(lora, config)
+    beyond = lora.beyond(config)
+    if beyond:
+        warn(checks.lora_beyond(name, len(beyond), len(pairs)))
+    if strength == 0:
+        return motion_module
+    return WithMotionLora(
+        motion_module.file, None, below=motion_module, patches=_host_lora(pairs), strength=strength
+    )
+
+
+def _host_lora(pairs: dict[str, motion_lora.Pair]) -> dict[str, object]:
+    """Return (up, down) pairs as the host's own LoRA patches, low-rank in memory."""
+    tensors = {f"{k}.lora_up.weight": up for k, (up, _) in pairs.items()}
+    tensors |= {f"{k}.lora_down.weight": down for k, (_, down) in pairs.items()}
+    return comfy.lora.load_lora(tensors, {k: k for k in pairs})
 
 
 @dataclass
@@ -93,8 +183,10 @@ class AppliedMotion:
     file: checkpoint.MotionCheckpoint
     run: inject.MotionRun
     base_sigmas: torch.Tensor  # of the MODEL that came into Apply
-    handles: "WeakKeyDictionary[ModelPatcher, inject.Injection]" = field(
-        default_factory=WeakKeyDictionary
+    sliding: SlidingContext | None = None
+    window_length: int | None = None  # frames of a clip in a call; None: all that the call holds
+    ejectors: "weakref.WeakKeyDictionary[ModelPatcher, weakref.finalize]" = field(
+        default_factory=weakref.WeakKeyDictionary
     )
 
 
@@ -104,7 +196,10 @@ def applied_motion(model: ModelPatcher) -> AppliedMotion | None:
 
 
 def apply_motion_module(
-    model: ModelPatcher, motion_module: LoadedMotionModule, scale: float
+    model: ModelPatcher,
+    motion_module: LoadedMotionModule,
+    scale: float,
+    sliding: SlidingContext | None = None,
 ) -> ModelPatcher:
     """Return a clone of `model` that samples with the motion module; `model` stays as it is.
 
@@ -125,14 +220,42 @@ def apply_motion_module(
     base_sigmas = sampling_sigmas(model)
     model = model.clone()
     model.add_object_patch("model_sampling", animatediff_sampling(model))
-    applied = AppliedMotion(motion_module.file, inject.MotionRun(scale=scale), base_sigmas)
+    run = inject.MotionRun(scale=scale)
+    applied = AppliedMotion(motion_module.file, run, base_sigmas, sliding)
     model.set_attachments(KEY, applied)
     motion_patcher = motion_module.patcher(compute_dtype(model)).clone()
     model.set_additional_models(KEY, [motion_patcher])
     model.set_injections(KEY, [_injection(applied, motion_patcher.model)])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample(applied))
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _diffusion_model(applied))
+    if sliding is not None:
+        _add_windows(model, applied, sliding)
     return model
+
+
+def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: SlidingContext) -> None:
+    checks.check_window(sliding.options.context_length, applied.file.config.max_frames)
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _prepare_sampling(sliding))
+    if sliding.where == "latents":
+        model.model_options["context_handler"] = LatentWindows(
+            sliding,
+            on_length=lambda length: setattr(applied, "window_length", length),
+            fits=_fits_in_memory,
+            check_cancelled=comfy.model_management.throw_exception_if_processing_interrupted,
+        )
+
+
+def _fits_in_memory(shape: list[int], model) -> bool:
+    free = comfy.model_management.get_free_memory(model.device)
+    return model.memory_required(shape) * 1.5 < free  # the host's own margin
+
+
+def _prepare_sampling(sliding: SlidingContext):
+    def estimate_one_call(executor, model, noise_shape, *args, **kwargs):
+        shape = [sliding.call_length(noise_shape[0]), *noise_shape[1:]]
+        return executor(model, shape, *args, **kwargs)
+
+    return estimate_one_call
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
@@ -175,6 +298,11 @@ def sampling_sigmas(model: ModelPatcher) -> torch.Tensor:
     return model.get_model_object("model_sampling").sigmas
 
 
+def strongest_cfg(guider: object) -> float:
+    """Return the largest guidance scale of a guider; DualCFGGuider has two, and an idle `cfg`."""
+    return max(getattr(guider, name, 1.0) for name in ("cfg", "cfg1", "cfg2"))
+
+
 def warn(sentence: str) -> None:
     """Tell the user: in the log, and on the running node where a server is listening."""
     logging.warning("[AnimateDiff-Lightning] %s", sentence)
@@ -189,15 +317,16 @@ def warn(sentence: str) -> None:
 def _injection(applied: AppliedMotion, motion_module: torch.nn.Module) -> PatcherInjection:
     def inject_hooks(patcher: ModelPatcher) -> None:
         unet = patcher.model.diffusion_model
-        # a handle left by a patcher that died in a reference cycle could not be ejected by it
-        inject.eject(unet)
-        applied.handles[patcher] = inject.inject(unet, motion_module, run=applied.run)
+        inject.eject(unet)  # one patcher of a UNet is in use at a time, whatever became of others
+        injection = inject.inject(unet, motion_module, run=applied.run)
+        # a patcher that dies in a reference cycle has lost its weak key before it can eject
+        applied.ejectors[patcher] = weakref.finalize(patcher, injection.eject)
 
     def eject_hooks(patcher: ModelPatcher) -> None:
-        # a clone copies is_injected without owning a handle, and ejects when it is collected
-        handle = applied.handles.pop(patcher, None)
-        if handle is not None:
-            handle.eject()
+        # a clone copies is_injected without owning an ejector, and ejects when it is collected
+        eject = applied.ejectors.pop(patcher, None)
+        if eject is not None:
+            eject()
 
     return PatcherInjection(inject=inject_hooks, eject=eject_hooks)
 
@@ -206,26 +335,52 @@ def _outer_sample(applied: AppliedMotion):
     def check_and_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
         guider = executor.class_obj
         run, config = applied.run, applied.file.config
-        checks.check_latent(noise.shape, config.max_frames)
+        longest = None if applied.sliding is not None else config.max_frames
+        checks.check_latent(noise.shape, longest)
         checks.check_schedule(sampling_sigmas(guider.model_patcher), sigmas, applied.base_sigmas)
         for sentence in checks.warnings(
-            noise.shape[0], getattr(guider, "cfg", 1.0), applied.file.steps
+            noise.shape[0], strongest_cfg(guider), sigmas, applied.file.steps
         ):
+            warn(sentence)
+        for sentence in checks.text_warnings(_prompt_lengths(guider), noise.shape[0]):
             warn(sentence)
         run.num_frames = None
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
-            run.num_frames = None  # hooks that outlive the run then do nothing
+            run.num_frames = run.windows = None  # hooks that outlive the run then do nothing
+            handler = guider.model_options.get("context_handler")
+            if isinstance(handler, LatentWindows):
+                handler.end_run()
 
     return check_and_sample
+
+
+def _prompt_lengths(guider) -> set[int]:
+    """Return for how many frames each of the run's prompts has embeddings."""
+    conds = [cond for part in getattr(guider, "conds", {}).values() for cond in part]
+    return {cond["cross_attn"].shape[0] for cond in conds if cond.get("cross_attn") is not None}
 
 
 def _diffusion_model(applied: AppliedMotion):
     # torch.compile does not guard forward hooks; a wrapper of each Apply's own makes it recompile
     def set_num_frames(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         chunks = len(transformer_options["cond_or_uncond"])
-        applied.run.num_frames = x.shape[0] // chunks
+        num_frames = applied.window_length or x.shape[0] // chunks
+        applied.run.num_frames = num_frames
+        applied.run.windows = _feature_windows(applied.sliding, num_frames, x, transformer_options)
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     return set_num_frames
+
+
+def _feature_windows(
+    sliding: SlidingContext | None, num_frames: int, x: torch.Tensor, transformer_options: dict
+) -> context.ContextWindows | None:
+    """Return the windows inside the temporal attention, None where all frames see each other."""
+    if sliding is None or sliding.where != "features":
+        return None
+    if num_frames <= sliding.options.context_length:
+        return None
+    step = current_step(transformer_options["sigmas"], transformer_options["sample_sigmas"])
+    return context.plan(num_frames, sliding.options, step).to(x)

@@ -1,6 +1,6 @@
 """What can go wrong in a graph, each in one sentence that says what to do; knows no host."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -8,6 +8,7 @@ from ..samplers import advice, schedule
 
 SD15_CONTEXT_DIM = 768
 _ON_GRID = 1e-5  # neighbouring training sigmas differ by 1e-3 or more
+_NEAR_GRID = 0.01  # the core's schedulers simple and sgm_uniform are off by up to a timestep
 
 ZSNR_BASE = (
     "this base model was set to zero terminal SNR, which AnimateDiff was not trained with; "
@@ -23,17 +24,35 @@ def other_base(context_dim: int | None) -> str:
     )
 
 
-def check_latent(shape: Sequence[int], max_frames: int) -> None:
-    """Raise ValueError unless `shape` is (frames, channels, height, width) within the positions."""
+def lora_beyond(name: str, left_out: int, used: int) -> str:
+    """Return the warning for a motion LoRA that also changes a mid block which is not there."""
+    return (
+        f"{name} changes {left_out} weights of a mid block, which this motion module lacks; "
+        f"only the other {used} are used; load a v2 or Lightning module for all of them."
+    )
+
+
+def check_latent(shape: Sequence[int], max_frames: int | None) -> None:
+    """Raise ValueError unless `shape` is (frames <= max_frames, channels, height, width)."""
     if len(shape) != 4:
         raise ValueError(
             f"a latent of {len(shape)} dimensions is not a batch of images; "
             "use Empty Latent Image with batch_size = number of frames."
         )
-    if shape[0] > max_frames:
+    if max_frames is not None and shape[0] > max_frames:
         raise ValueError(
             f"this motion module has positions for {max_frames} frames, but the latent has "
-            f"{shape[0]}; lower batch_size of Empty Latent Image to {max_frames} or less."
+            f"{shape[0]}; lower batch_size of Empty Latent Image, or connect Sliding Context to "
+            "context of Apply Motion Module."
+        )
+
+
+def check_window(context_length: int, max_frames: int) -> None:
+    """Raise ValueError where a window holds more frames than the module has positions."""
+    if context_length > max_frames:
+        raise ValueError(
+            f"this motion module has positions for {max_frames} frames, but context_length is "
+            f"{context_length}; set context_length to {max_frames} or less (16 is best)."
         )
 
 
@@ -53,10 +72,14 @@ def check_schedule(
             f"a node after Apply Motion Module set {cause}, which the motion module was not "
             "trained with; remove that node or put it before Apply Motion Module."
         )
-    if _on_grid(sigmas, base_sigmas) and not _on_grid(sigmas, trained):
+    # most schedulers interpolate between the training sigmas, but all start at the largest
+    first = sigmas[:1]
+    starts_low = _on_grid(first, base_sigmas[-1:]) and not _on_grid(first, trained)
+    if starts_low or (_on_grid(sigmas, base_sigmas) and not _on_grid(sigmas, trained)):
         raise ValueError(
             "the SIGMAS were made from a MODEL without the motion module and start with too "
-            "little noise; connect the scheduler's MODEL input to Apply Motion Module."
+            "little noise; connect the scheduler's MODEL input to Apply Motion Module, or use "
+            "Lightning Scheduler."
         )
 
 
@@ -73,17 +96,26 @@ def check_steps(steps: int, trained_steps: int) -> str | None:
     if advice.steps_fit(steps, trained_steps):
         return None
     return (
-        f"this motion module was distilled for {trained_steps} steps, not {steps}; "
+        f"this motion module was distilled for {_steps(trained_steps)}, not {steps}; "
         f"set steps to {trained_steps} or load the {steps}-step file."
     )
 
 
-def warnings(num_frames: int, cfg: float, trained_steps: int) -> Iterator[str]:
+def warnings(
+    num_frames: int, cfg: float, sigmas: torch.Tensor, trained_steps: int
+) -> Iterator[str]:
     """Yield what is worth telling about a run that is possible but unlikely to be wanted."""
     if num_frames == 1:
         yield (
             "the latent has one frame, so the motion module is bypassed; "
             "set batch_size of Empty Latent Image to 16 for a clip."
+        )
+        return
+    if not _distilled_at(sigmas, trained_steps):
+        yield (
+            f"this motion module was distilled for {_steps(trained_steps)}, and these noise levels "
+            f"are others; use Lightning Scheduler, or {_steps(trained_steps)} with scheduler "
+            "simple and denoise 1."
         )
     if advice.cfg_is_too_high(cfg, trained_steps):
         yield (
@@ -92,13 +124,34 @@ def warnings(num_frames: int, cfg: float, trained_steps: int) -> Iterator[str]:
         )
 
 
+def text_warnings(prompt_lengths: Iterable[int], num_frames: int) -> Iterator[str]:
+    """Yield what is wrong with prompts that have an embedding for each of another many frames."""
+    for length in sorted(set(prompt_lengths) - {1, num_frames}):
+        yield (
+            f"a prompt was made for {length} frames, but the clip has {num_frames}; "
+            f"set num_frames of Prompt Travel to {num_frames}."
+        )
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
+
+
 def _trained_sigmas() -> torch.Tensor:
     alpha_bar = schedule.alphas_cumprod()
     return ((1 - alpha_bar) / alpha_bar).sqrt()
 
 
-def _on_grid(sigmas: torch.Tensor, grid: torch.Tensor) -> bool:
+def _distilled_at(sigmas: torch.Tensor, trained_steps: int) -> bool:
+    """Tell whether a run keeps to the levels of a number of steps that suits the module."""
+    if not 0 < trained_steps <= schedule.NUM_TRAIN_TIMESTEPS:  # unknown, or nonsense in a file
+        return True
+    counts = [n for n in (trained_steps, trained_steps + 1) if advice.steps_fit(n, trained_steps)]
+    return any(_on_grid(sigmas, schedule.sigmas(n)[:-1], _NEAR_GRID) for n in counts)
+
+
+def _on_grid(sigmas: torch.Tensor, grid: torch.Tensor, tolerance: float = _ON_GRID) -> bool:
     sigmas, grid = sigmas.double().cpu(), grid.double().cpu()
     sigmas = sigmas[sigmas > 0]
     distance = (sigmas[:, None] / grid[None, :] - 1).abs().amin(dim=1)
-    return bool((distance < _ON_GRID).all())
+    return bool((distance < tolerance).all())

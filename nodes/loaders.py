@@ -22,7 +22,7 @@ class LoadMotionModule(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "motion_module",
-                    options=adapter.motion_module_files(),
+                    options=adapter.model_files(adapter.MODELS_FOLDER),
                     tooltip="The file that brings the motion. Put motion modules into "
                     "models/animatediff_models and press R to refresh the list.",
                 ),
@@ -30,7 +30,7 @@ class LoadMotionModule(io.ComfyNode):
             outputs=[
                 MotionModuleType.Output(
                     display_name="motion_module",
-                    tooltip="Connect to Apply Motion Module.",
+                    tooltip="Connect to Apply Motion Module, or to Load Motion LoRA before it.",
                 ),
                 io.Int.Output(
                     display_name="steps",
@@ -42,7 +42,8 @@ class LoadMotionModule(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, motion_module: str) -> tuple[str, float]:
-        return motion_module, adapter.motion_module_path(motion_module).stat().st_mtime
+        path = adapter.model_path(adapter.MODELS_FOLDER, motion_module)
+        return motion_module, path.stat().st_mtime
 
     @classmethod
     def execute(cls, motion_module: str) -> io.NodeOutput:

@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from . import adapter
+from .context import ContextType
 from .loaders import MotionModuleType
 
 
@@ -36,6 +37,12 @@ class ApplyMotionModule(io.ComfyNode):
                     tooltip="How sharply each frame picks the frames it takes motion from. 1 is as "
                     "trained; above it motion grows stronger and wilder, below it calmer.",
                 ),
+                ContextType.Input(
+                    "context",
+                    optional=True,
+                    tooltip="For clips longer than the motion module can see at once (32 frames): "
+                    "connect Sliding Context. Shorter clips ignore it.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -46,5 +53,5 @@ class ApplyMotionModule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, motion_module, scale: float = 1.0) -> io.NodeOutput:
-        return io.NodeOutput(adapter.apply_motion_module(model, motion_module, scale))
+    def execute(cls, model, motion_module, scale: float = 1.0, context=None) -> io.NodeOutput:
+        return io.NodeOutput(adapter.apply_motion_module(model, motion_module, scale, context))

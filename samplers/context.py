@@ -60,6 +60,10 @@ class ContextWindows:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def to(self, x: torch.Tensor) -> "ContextWindows":
+        """Return the windows on the device of x, with weights in its dtype."""
+        return ContextWindows(self.indices.to(x.device), self.weights.to(x))
+
 
 def windows(num_frames: int, options: ContextOptions, step: int = 0) -> list[Window]:
     """Return the windows of a sampling step, each of min(context_length, num_frames) frames."""

@@ -442,7 +442,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     # other models
     "SD checkpoint": (
         foreign(LDM, "cond_stage_model.transformer.x", "first_stage_model.encoder.x"),
-        "is a Stable Diffusion checkpoint, not a motion module; choose it as the base model",
+        "is a Stable Diffusion checkpoint, not a motion module; use it as the base model",
     ),
     "SDXL checkpoint": (foreign(LDM, "conditioner.embedders.0.x"), "is an SDXL checkpoint, not a "),
     "kohya LoRA": (

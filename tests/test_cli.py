@@ -236,7 +236,7 @@ ERRORS = {
     "steps 0": ([*CAT, "--steps", "0"], "steps must be between 1 and 1000, not 0."),
     "steps text": ([*CAT, "--steps", "four"], "should be a valid integer"),
     "frames 0": ([*CAT, "--frames", "0"], "frames must be between 1 and 4096, not 0."),
-    "too many frames": ([*CAT, "--frames", "33"], "use --frames 32 or fewer."),
+    "too many frames": ([*CAT, "--frames", "33"], "use --context-length 16, or fewer --frames."),
     "width": ([*CAT, "--width", "100"], "width must be a multiple of 8, not 100; try 96."),
     "height": ([*CAT, "--height", "4"], "height must be between 8 and 8192, not 4."),
     "cfg": ([*CAT, "--cfg", "nan"], "cfg must be between 0 and 100, not nan."),

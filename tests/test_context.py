@@ -89,7 +89,7 @@ def part(thin_config, random_module):
 def test_one_window_over_all_is_plain_attention(part: TemporalTransformer):
     x = torch.randn(2 * 12, 32, 3, 3, generator=torch.Generator().manual_seed(0))
     everything = context.plan(12, ContextOptions(16, 4))
-    windows = as_float(everything)
+    windows = everything.to(x)
     torch.testing.assert_close(part(x, 12, windows=windows), part(x, 12), rtol=1e-4, atol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_windows_reach_beyond_the_positions_and_are_seen_alone(part: TemporalTra
     """With flat weights and no overlap, each window is a clip of its own."""
     x = torch.randn(32, 32, 3, 3, generator=torch.Generator().manual_seed(0))
     assert part.max_frames == 16
-    plan = as_float(context.plan(32, ContextOptions(16, 0, "static", "flat")))
+    plan = context.plan(32, ContextOptions(16, 0, "static", "flat")).to(x)
     apart = torch.cat([part(half, 16) for half in x.chunk(2)])
     torch.testing.assert_close(part(x, 32, windows=plan), apart, rtol=1e-4, atol=1e-5)
 
@@ -106,7 +106,7 @@ def test_overlapping_windows_are_fused_by_weight(part: TemporalTransformer):
     """Against a plain loop that projects within each window, as the equation is written."""
     attention = part.transformer_blocks[0].attention_blocks[0]
     x = torch.randn(5, 24, 32, generator=torch.Generator().manual_seed(1))
-    plan = as_float(context.plan(24, ContextOptions(8, 3, "uniform", "pyramid"), step=2))
+    plan = context.plan(24, ContextOptions(8, 3, "uniform", "pyramid"), step=2).to(x)
     wanted = torch.zeros_like(x)
     for window, weight in zip(plan.indices, plan.weights, strict=True):
         wanted[:, window] += attention(x[:, window]) * weight[:, None]
@@ -114,10 +114,6 @@ def test_overlapping_windows_are_fused_by_weight(part: TemporalTransformer):
 
 
 def test_window_longer_than_the_positions_is_refused(part: TemporalTransformer):
-    plan = as_float(context.plan(40, ContextOptions(20, 4)))
+    plan = context.plan(40, ContextOptions(20, 4))
     with pytest.raises(ValueError, match="positions for 16 frames"):
         part(torch.zeros(40, 32, 2, 2), 40, windows=plan)
-
-
-def as_float(plan: context.ContextWindows) -> context.ContextWindows:
-    return context.ContextWindows(plan.indices, plan.weights.float())

@@ -9,8 +9,8 @@ import torch
 from animatediff_lightning.distill import base_models, generate, random_models, sd15_config, video
 from animatediff_lightning.distill.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
-from animatediff_lightning.motion_module.inject import injected
-from animatediff_lightning.samplers import prediction, schedule
+from animatediff_lightning.motion_module.inject import inject, injected
+from animatediff_lightning.samplers import context, prediction, schedule
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -96,6 +96,28 @@ def test_frames_know_of_each_other_only_through_the_motion_module(base, motion):
     assert not torch.allclose(
         latents(base, motion, frames=2), latents(base, motion, frames=3)[:2], atol=1e-2
     )
+
+
+def test_long_clips_are_sampled_in_windows(base, motion):
+    """Static windows by hand: one step, each window's eps fused by weight."""
+    options = {"frames": 20, "context_length": 8, "context_overlap": 2, "steps": 1}
+    clip = latents(base, motion, **options)
+    assert clip.shape[0] == 20
+    request = request_for(base, **options)
+    noise = generate.initial_noise(base, request, torch.Generator().manual_seed(request.seed))
+    plan = context.plan(20, request.context)
+    injection = inject(base.unet, motion, num_frames=8)
+    predict_eps = generate.eps_predictor(base, "a cat", request)
+    eps = torch.zeros_like(noise)
+    for window, weight in zip(plan.indices, plan.weights.float(), strict=True):
+        eps[window] += predict_eps(noise[window], 999) * weight[:, None, None, None]
+    injection.eject()
+    torch.testing.assert_close(clip, prediction.x0_from_eps(noise, eps, 999), rtol=1e-3, atol=1e-3)
+
+
+def test_one_window_is_the_plain_clip(base, motion):
+    plain = latents(base, motion, frames=8)
+    torch.testing.assert_close(latents(base, motion, frames=8, context_length=8), plain)
 
 
 def test_the_unet_is_left_as_it_was(base, motion):
@@ -267,7 +289,7 @@ def test_random_models_are_the_same_anywhere(tmp_path, models):
 
 
 def test_tokenizer_tells_prompts_apart(base):
-    ids = base.tokenizer("a cat é 猫").input_ids
+    ids = base.tokenizer("a cat \u00e9 \u732b").input_ids
     assert ids[0] == base.tokenizer.bos_token_id
     assert base.tokenizer.eos_token_id not in ids[1:-1]
     assert base_models.encode_prompt(base, "x" * 300).shape == (1, 77, 64)

@@ -90,17 +90,28 @@ def conditioning(seed=0, scale=1.0):
 
 
 def sample(
-    model, sigmas, frames=16, seed=0, cfg=1.0, size=8, sampler="euler", callback=None, start=None
-):
-    """Run the core's guider and sampler; returns latents (frames, 4, size, size)."""
+    model, sigmas, frames=16, seed=0, cfg=1.0, size=8, sampler="euler", callback=None,
+    start=None, noise=None, positive=None, control=None,
+):  # fmt: skip
+    """Run the core's guider and sampler; returns latents (frames, 4, size, size).
+
+    `start` is the latent to start from, `noise` replaces the seed's, `positive` the embedding;
+    `control` is put on both conditionings.
+    """
     import comfy.sample
     import comfy.samplers
     import torch
 
     latent = torch.zeros(frames, 4, size, size) if start is None else start
-    noise = comfy.sample.prepare_noise(latent, seed)
+    noise = comfy.sample.prepare_noise(latent, seed) if noise is None else noise
+    conds = conditioning(1), conditioning(2)
+    if positive is not None:
+        conds[0][0][0] = positive
+    if control is not None:
+        for cond in conds:
+            cond[0][1]["control"] = control
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(conditioning(1), conditioning(2))
+    guider.set_conds(*conds)
     guider.set_cfg(cfg)
     return guider.sample(
         noise, latent, comfy.samplers.sampler_object(sampler), sigmas, callback=callback,

@@ -5,76 +5,22 @@
 tests/test_host_in_process.py starts it and turns each line into a test result.
 """
 
+import contextlib
 import gc
-import json
 import os
-import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 import host
+from checking import MOTION_FILE, OTHER_FILE, Graph, close, equal, main, refusal
 
-NODES = {}
-STATE = {}
-MOTION_FILE = "animatediff_lightning_4step_thin.safetensors"
-OTHER_FILE = "other_2step.safetensors"
-
-
-def close(a, b):
-    """Return the relative difference of two tensors."""
-    return float((a - b).norm() / b.norm())
-
-
-def refusal(function, *args, **kwargs):
-    """Return the sentence of the ValueError that a call must raise."""
-    try:
-        function(*args, **kwargs)
-    except ValueError as error:
-        sentence = str(error)
-        assert "\n" not in sentence, sentence
-        assert sentence.endswith("."), sentence
-        return sentence
-    raise AssertionError("nothing was refused")
-
-
-def load(name=MOTION_FILE):
-    return NODES["ADL_LoadMotionModule"].execute(name).result[0]
-
-
-def apply(model=None, name=MOTION_FILE, **kwargs):
-    model = STATE["base"] if model is None else model
-    return NODES["ADL_ApplyMotionModule"].execute(model, load(name), **kwargs).result[0]
-
-
-def sigmas(model, steps=4, start_step=0):
-    return NODES["ADL_LightningScheduler"].execute(model, steps, start_step).result[0]
-
-
-def core_sigmas(model, steps=4, scheduler="simple"):
-    import comfy.samplers
-
-    sampling = model.get_model_object("model_sampling")
-    return comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
-
-
-def plain(**kwargs):
-    return host.sample(STATE["base"], core_sigmas(STATE["base"], 2), **kwargs)
-
-
-def ours(model=None, **kwargs):
-    model = apply() if model is None else model
-    return host.sample(model, sigmas(model, 2), **kwargs)
-
-
-def equal(a, b):
-    import torch
-
-    return torch.equal(a, b)
+GRAPH = Graph()
+apply, sigmas, core_sigmas = GRAPH.apply, GRAPH.sigmas, GRAPH.core_sigmas
+plain, ours = GRAPH.plain, GRAPH.ours
 
 
 def check_steps_come_from_the_file_name():
-    assert NODES["ADL_LoadMotionModule"].execute(MOTION_FILE).result[1] == 4
+    assert GRAPH.nodes["ADL_LoadMotionModule"].execute(MOTION_FILE).result[1] == 4
 
 
 def check_simple_scheduler_gives_the_same_sigmas():
@@ -89,7 +35,7 @@ def check_frames_move_and_plain_model_stays_bit_equal():
     assert close(clip[1:], clip[:-1]) > 0.01
     assert not equal(clip, before)
     assert equal(plain(), before)
-    assert host.unet_hooks(STATE["base"]) == 0
+    assert host.unet_hooks(GRAPH.base) == 0
 
 
 def check_second_run_is_the_same_and_seed_matters():
@@ -158,7 +104,7 @@ def check_error_in_the_middle_of_the_unet_leaves_nothing():
     def fail(*_):
         raise RuntimeError("on purpose")
 
-    hook = STATE["base"].model.diffusion_model.out.register_forward_hook(fail)
+    hook = GRAPH.base.model.diffusion_model.out.register_forward_hook(fail)
     try:
         ours(model)
     except RuntimeError:
@@ -191,6 +137,19 @@ def check_weights_are_freed_with_the_graph():
     assert module() is None, "motion weights outlive their graph"
 
 
+def check_patcher_that_dies_in_a_reference_cycle_leaves_nothing():
+    import weakref
+
+    model = apply()
+    ours(model, frames=2)
+    module = weakref.ref(model.get_additional_models()[0].model)
+    model.cycle = model  # as a traceback that somebody keeps
+    del model
+    gc.collect()
+    assert host.unet_hooks(GRAPH.base) == 0
+    assert module() is None, "motion weights outlive their graph"
+
+
 def check_cond_and_uncond_in_one_call_equal_two_calls():
     model = apply()
     calls = []
@@ -211,7 +170,7 @@ def check_cond_and_uncond_in_one_call_equal_two_calls():
 def check_one_frame_is_bypassed():
     model = apply()
     one = host.sample(model, sigmas(model, 2), frames=1)
-    base = STATE["base"].clone()
+    base = GRAPH.base.clone()
     base.add_object_patch("model_sampling", model.get_model_object("model_sampling"))
     assert equal(host.sample(base, sigmas(model, 2), frames=1), one)
 
@@ -232,7 +191,7 @@ def check_lora_before_and_after_are_the_same():
     import torch
 
     torch.manual_seed(0)
-    base = STATE["base"]
+    base = GRAPH.base
     name = "input_blocks_1_1_transformer_blocks_0_attn1_to_q"
     lora = {
         f"lora_unet_{name}.lora_up.weight": torch.randn(320, 4) * 0.1,
@@ -250,7 +209,7 @@ def check_v_prediction_is_kept():
     import comfy.model_sampling
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-    v_base = ModelSamplingDiscrete().patch(STATE["base"], "v_prediction", False)[0]
+    v_base = ModelSamplingDiscrete().patch(GRAPH.base, "v_prediction", False)[0]
     sampling = apply(v_base).get_model_object("model_sampling")
     assert isinstance(sampling, comfy.model_sampling.V_PREDICTION)
     assert abs(float(sampling.sigma_max) - 25.1461) < 1e-3
@@ -272,13 +231,23 @@ def check_another_schedule_after_apply_is_refused():
 
 
 def check_sigmas_of_the_unpatched_model_are_refused():
-    assert "without the motion module" in refusal(
-        host.sample, apply(), core_sigmas(STATE["base"], 4)
-    )
+    assert "without the motion module" in refusal(host.sample, apply(), core_sigmas(GRAPH.base, 4))
+
+
+def check_sigmas_of_the_unpatched_model_are_refused_whatever_made_them():
+    """Most schedulers give sigmas between the training ones; all start at the largest."""
+    import comfy.samplers
+
+    model = apply()
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        wrong = core_sigmas(GRAPH.base, 4, scheduler)
+        assert "without the motion module" in refusal(host.sample, model, wrong), scheduler
+        right = core_sigmas(model, 2, scheduler)
+        assert host.sample(model, right, frames=2).isfinite().all(), scheduler
 
 
 def check_scheduler_wants_the_applied_model():
-    assert "Apply Motion Module" in refusal(sigmas, STATE["base"])
+    assert "Apply Motion Module" in refusal(sigmas, GRAPH.base)
 
 
 def check_zero_steps_asks_for_steps():
@@ -311,7 +280,7 @@ def check_video_latent_is_refused():
 def check_full_width_module_on_thin_base_is_refused():
     module = host.submodule("motion_module.config").MotionModuleConfig()
     layout = host.submodule("motion_module.layout")
-    unet = STATE["base"].model.diffusion_model
+    unet = GRAPH.base.model.diffusion_model
     assert "does not fit this base model" in refusal(layout.check_fit, module, layout.sites(unet))
 
 
@@ -329,24 +298,70 @@ def check_model_that_is_no_unet_is_refused():
     assert "not an SD1.5-shaped UNet" in refusal(apply, other)
 
 
-def check_steps_that_do_not_fit_warn():
+@contextlib.contextmanager
+def told():
+    """Give the list of the sentences that the pack tells the user meanwhile."""
     import logging
 
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
+    handler.addFilter(lambda record: record.getMessage().startswith("[AnimateDiff-Lightning]"))
     logging.getLogger().addHandler(handler)
     try:
+        yield messages
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def check_steps_that_do_not_fit_warn():
+    with told() as sentences:
         sigmas(apply(), 8)
         sigmas(apply(name=OTHER_FILE), 3)
         model = apply()
-        host.sample(model, sigmas(model, 4), cfg=7.0)
-    finally:
-        logging.getLogger().removeHandler(handler)
-    ours_only = [m for m in messages if m.startswith("[AnimateDiff-Lightning]")]
-    assert len(ours_only) == 2, ours_only
-    assert "distilled for 4 steps, not 8" in ours_only[0]
-    assert "cfg 7" in ours_only[1]
+        host.sample(model, sigmas(model, 4), cfg=7.0, frames=2)
+    assert len(sentences) == 2, sentences
+    assert "distilled for 4 steps, not 8" in sentences[0]
+    assert "cfg 7" in sentences[1]
+
+
+def check_steps_of_a_plain_sampler_that_do_not_fit_warn():
+    four, two = apply(), apply(name=OTHER_FILE)
+    with told() as sentences:
+        for scheduler in ("simple", "sgm_uniform"):
+            host.sample(four, core_sigmas(four, 4, scheduler), frames=2)
+            host.sample(two, core_sigmas(two, 3, scheduler), frames=2)
+        host.sample(four, sigmas(four, 4, 2), frames=2)
+    assert not sentences, sentences
+    with told() as sentences:
+        host.sample(four, core_sigmas(four, 6), frames=2)
+        host.sample(four, core_sigmas(four, 4, "karras"), frames=2)
+    assert len(sentences) == 2, sentences
+    assert all("distilled for 4 steps" in s for s in sentences)
+
+
+def check_both_scales_of_dual_cfg_are_watched():
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    model = apply()
+    conds = (host.conditioning(i) for i in (1, 2, 3))
+    (guider,) = first(DualCFGGuider, model, *conds, 1.0, 8.0, "regular")
+    with told() as sentences:
+        clip = sample_with(guider, sigmas(model))
+    assert "cfg 8" in sentences[0]
+    assert clip.isfinite().all()
+
+
+def sample_with(guider, values, frames=4):
+    """Sample an empty latent with a guider of the core."""
+    import comfy.sample
+    import comfy.samplers
+    import torch
+
+    latent = torch.zeros(frames, 4, 8, 8)
+    euler = comfy.samplers.sampler_object("euler")
+    noise = comfy.sample.prepare_noise(latent, 0)
+    return guider.sample(noise, latent, euler, values, disable_pbar=True, seed=0)
 
 
 def check_ksampler_gives_the_same_clip():
@@ -389,12 +404,83 @@ def first(node, *args):
     return getattr(node(), node.FUNCTION)(*args)
 
 
+def check_start_at_step_is_our_start_step():
+    import torch
+
+    import nodes as core
+
+    model, video = apply(), torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    (latent,) = core.KSamplerAdvanced().sample(
+        model, "enable", 0, 4, 1.0, "euler", "simple", host.conditioning(1), host.conditioning(2),
+        {"samples": video}, 2, 10000, "disable",
+    )  # fmt: skip
+    reference = host.sample(model, sigmas(model, 4, 2), start=video)
+    assert close(latent["samples"], reference) < 1e-5
+
+
+def check_areas_and_masks_of_conditionings():
+    import comfy.samplers
+    import torch
+
+    model = apply()
+    area, mask = host.conditioning(5), host.conditioning(6)
+    area[0][1].update(area=(4, 4, 0, 0), strength=1.0)
+    mask[0][1].update(mask=torch.ones(1, 64, 64) / 2, mask_strength=1.0)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(host.conditioning(1) + area + mask, host.conditioning(2))
+    guider.set_cfg(1.5)
+    together = sample_with(guider, sigmas(model, 2))
+    model.model.memory_required = lambda *_, **__: 1e18  # the host then splits the batch
+    try:
+        apart = sample_with(guider, sigmas(model, 2))
+    finally:
+        del model.model.memory_required
+    assert close(apart, together) < 1e-4
+
+
+def check_noise_mask_keeps_what_it_covers():
+    import torch
+
+    import nodes as core
+
+    video, mask = torch.randn(4, 4, 8, 8), torch.zeros(1, 1, 64, 64)
+    mask[..., :32] = 1
+    (latent,) = core.KSampler().sample(
+        apply(), 0, 4, 1.0, "euler", "simple", host.conditioning(1), host.conditioning(2),
+        {"samples": video, "noise_mask": mask},
+    )  # fmt: skip
+    change = (latent["samples"] - video).abs()
+    assert change[..., 4:].max() < 1e-4
+    assert change[..., :4].mean() > 0.1
+
+
+def check_inpainting_base():
+    """Its UNet reads nine channels, its latents have four."""
+    import safetensors.torch
+    import torch
+
+    tensors = safetensors.torch.load_file(GRAPH.models / "thin.safetensors")
+    tensors = {k: t for k, t in tensors.items() if k.startswith("model.")}
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    tensors[key] = torch.cat([tensors[key], torch.full((320, 5, 3, 3), 0.01).half()], dim=1)
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.torch.save_file(tensors, Path(folder) / "inpainting.safetensors")
+        base = host.load_base(Path(folder) / "inpainting.safetensors")
+    model = apply(base)
+    assert model.model.diffusion_model.input_blocks[0][0].in_channels == 9
+    clip = host.sample(model, sigmas(model), frames=4)
+    assert clip.shape == (4, 4, 8, 8)
+    assert clip.isfinite().all()
+    plain_clip = host.sample(base, sigmas(model), frames=4)
+    assert close(clip, plain_clip) > 0.01, "the motion module did nothing"
+
+
 def check_dtype_matrix():
     import torch
 
     reference = ours()
     for dtype, bar in ((torch.float16, 0.03), (torch.bfloat16, 0.2)):
-        base = host.load_base(STATE["models"] / "thin.safetensors", {"dtype": dtype})
+        base = host.load_base(GRAPH.models / "thin.safetensors", {"dtype": dtype})
         model = apply(base)
         motion = model.get_additional_models()[0].model
         compute = base.model.manual_cast_dtype or base.model.get_dtype()
@@ -406,20 +492,30 @@ def check_dtype_matrix():
 
 def check_lowvram_with_a_small_budget():
     """Load base and motion with room for a tenth of their weights; the host casts the rest."""
-    import torch
+    from unittest import mock
+
+    import comfy.model_management
 
     model = apply()
-    reference = ours(model)
+    reference, plain_before = ours(model), plain()
     motion = model.get_additional_models()[0]
-    plain_before = plain()
-    cpu = torch.device("cpu")
-    for patcher in (model, motion):
-        patcher.detach()
-        patcher.load(cpu, lowvram_model_memory=patcher.model_size() // 10)
-        assert patcher.model.model_lowvram
-    clip = ours(model)
-    for patcher in (model, motion):
-        patcher.detach()
+    comfy.model_management.unload_all_models()
+    seen = set()
+
+    def load_a_tenth(loaded, _extra_memory, force_patch_weights=False):
+        tenth = loaded.model.model_size() // 10
+        return loaded.model.partially_load(loaded.device, tenth, force_patch_weights)
+
+    def look(*_):
+        parts = (model.model, motion.model)
+        seen.update((m.model_lowvram, m.model_loaded_weight_memory > 0) for m in parts)
+
+    # at the point where the host shares out memory: on a CPU it would load everything
+    loader = comfy.model_management.LoadedModel
+    with mock.patch.object(loader, "model_use_more_vram", load_a_tenth):
+        clip = ours(model, callback=look)
+    comfy.model_management.unload_all_models()
+    assert seen == {(True, True)}, seen
     assert equal(clip, reference)
     assert equal(plain(), plain_before)
 
@@ -427,46 +523,37 @@ def check_lowvram_with_a_small_budget():
 def check_compiled_runs_equal_eager_in_every_order():
     """Plain, ours, another module, plain, with one compiled UNet: each equals its eager result."""
     import torch._dynamo
-    from comfy_api.torch_helpers import set_torch_compile_wrapper
 
     # past the limit Dynamo runs eagerly, which would hide a missing guard
     torch._dynamo.config.recompile_limit = 256
     torch._dynamo.config.accumulated_recompile_limit = 4096
     eager = {"plain": plain(), "ours": ours(), "other": ours(apply(name=OTHER_FILE))}
-    base = STATE["base"].clone()
-    # a UNet compiled once and reached by all clones, as TorchCompileModel before Apply gives it
-    # what could go wrong are Dynamo's guards; ADL_COMPILE_BACKEND=inductor also compiles (minutes)
-    set_torch_compile_wrapper(model=base, backend=os.environ.get("ADL_COMPILE_BACKEND", "eager"))
+    # TorchCompileModel before Apply: compiled once and reached by all clones; and after it
+    base = compiled(GRAPH.base)
     runs = [
         ("plain", base), ("ours", apply(base)), ("other", apply(base, OTHER_FILE)),
-        ("plain", base), ("ours", apply(base)),
+        ("plain", base), ("ours", apply(base)), ("ours", compiled(apply())),
     ]  # fmt: skip
     for name, model in runs:
         values = core_sigmas(model, 2) if name == "plain" else sigmas(model, 2)
         assert close(host.sample(model, values), eager[name]) < 1e-4, name
 
 
-def main(comfyui, models, only=()):
-    models = Path(models)
-    host.start(comfyui)
-    NODES.update(host.our_nodes())
-    with tempfile.TemporaryDirectory() as folder:
-        host.random_motion_module(Path(folder) / MOTION_FILE, seed=0)
-        host.random_motion_module(Path(folder) / OTHER_FILE, seed=1)
-        renamed = Path(folder) / "x_lightning_2step.safetensors"
-        (Path(folder) / OTHER_FILE).rename(renamed)
-        globals()["OTHER_FILE"] = renamed.name
-        host.add_model_folder(folder)
-        STATE.update(models=models, base=host.load_base(models / "thin.safetensors"))
-        for name, function in list(globals().items()):
-            if name.startswith("check_") and (not only or name in only):
-                try:
-                    function()
-                    result = "ok"
-                except Exception:
-                    result = traceback.format_exc()
-                print(json.dumps({"check": name, "result": result}), flush=True)
+def compiled(model):
+    """Put the core's TorchCompileModel behind a MODEL.
+
+    What could go wrong are Dynamo's guards, which no backend changes: ADL_COMPILE_BACKEND=inductor
+    also compiles (minutes).
+    """
+    from unittest import mock
+
+    import torch
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    backend, compile_ = os.environ.get("ADL_COMPILE_BACKEND", "eager"), torch.compile
+    with mock.patch("torch.compile", lambda **kw: compile_(**(kw | {"backend": backend}))):
+        return TorchCompileModel.execute(model, "inductor").result[0]
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(GRAPH, globals())

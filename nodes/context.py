@@ -1,0 +1,147 @@
+"""Sliding Context: clips longer than the motion module's positions; Plot Context draws it."""
+
+from comfy_api.latest import io
+
+from ..samplers import context
+from .windows import SlidingContext as SlidingContextValue
+
+ContextType = io.Custom("ADL_CONTEXT")
+
+
+class SlidingContext(io.ComfyNode):
+    """Chooses how a long clip is cut into windows."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        defaults = context.ContextOptions()
+        return io.Schema(
+            node_id="ADL_SlidingContext",
+            display_name="Sliding Context",
+            category="AnimateDiff-Lightning",
+            description="Makes clips of any length: the frames are sampled in overlapping windows. "
+            "Connect to context of Apply Motion Module.",
+            inputs=[
+                io.Int.Input(
+                    "context_length",
+                    default=defaults.context_length,
+                    min=2,
+                    max=64,
+                    tooltip="Frames that see each other. 16 is what motion modules were trained "
+                    "on; longer moves more slowly.",
+                ),
+                io.Int.Input(
+                    "context_overlap",
+                    default=defaults.context_overlap,
+                    min=0,
+                    max=63,
+                    tooltip="Frames that two neighbouring windows share. More makes smoother "
+                    "joints and, with latents, takes longer.",
+                ),
+                io.Combo.Input(
+                    "schedule",
+                    options=list(context.SCHEDULES),
+                    default=defaults.schedule,
+                    tooltip="uniform: windows move with every step, so that no joint stays in "
+                    "place. static: they stay. looped: they also join the end to the beginning.",
+                ),
+                io.Combo.Input(
+                    "fuse",
+                    options=list(context.FUSES),
+                    default=defaults.fuse,
+                    tooltip="How shared frames are mixed. pyramid: the middle of a window counts "
+                    "most. relative: the same, steeper. flat: all alike. overlap-linear: a cross-"
+                    "fade over the overlap.",
+                ),
+                io.Boolean.Input(
+                    "closed_loop",
+                    default=defaults.closed_loop,
+                    tooltip="With looped: the clip repeats without a jump.",
+                ),
+                io.Int.Input(
+                    "windows_per_call",
+                    default=1,
+                    min=0,
+                    max=64,
+                    tooltip="With latents: windows that are sampled at once. More can be faster "
+                    "and takes more memory; 0 takes as many as fit. The clip stays the same.",
+                ),
+                io.Combo.Input(
+                    "where",
+                    options=["latents", "features"],
+                    default="latents",
+                    tooltip="latents: the model runs on each window, in the same memory for any "
+                    "length. features: it runs once on all frames, and only their motion in "
+                    "windows: faster, but memory grows with the length.",
+                ),
+            ],
+            outputs=[
+                ContextType.Output(
+                    display_name="context",
+                    tooltip="Connect to Apply Motion Module or Plot Context.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, context_length, context_overlap, schedule, fuse, closed_loop, windows_per_call, where
+    ) -> io.NodeOutput:
+        options = context.ContextOptions(
+            context_length, context_overlap, schedule, fuse, closed_loop
+        )
+        return io.NodeOutput(SlidingContextValue(options, where, windows_per_call))
+
+
+class PlotContext(io.ComfyNode):
+    """Draws the windows of every step."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADL_PlotContext",
+            display_name="Plot Context",
+            category="AnimateDiff-Lightning",
+            description="Shows which frames are sampled together at each step, and how much each "
+            "window counts, for choosing the settings of Sliding Context with the eyes.",
+            inputs=[
+                ContextType.Input("context", tooltip="The context to look at."),
+                io.Int.Input(
+                    "num_frames",
+                    default=64,
+                    min=1,
+                    max=4096,
+                    tooltip="The number of frames of the clip (batch_size of the latent).",
+                ),
+                io.Int.Input(
+                    "steps", default=4, min=1, max=100, tooltip="The number of steps to draw."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="One band a step, one row a window, one column a frame; the brighter, "
+                    "the more the window counts for that frame.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, context, num_frames: int, steps: int) -> io.NodeOutput:
+        return io.NodeOutput(plot(context.options, num_frames, steps)[None])
+
+
+def plot(options: context.ContextOptions, num_frames: int, steps: int):
+    """Return the picture of the windows, (height, width, 3) in 0 to 1: steps below each other."""
+    import torch
+
+    cell, gap = max(2, 1024 // num_frames), 8
+    bands = []
+    for step in range(steps):
+        plan = context.plan(num_frames, options, step)
+        rows = torch.zeros(len(plan), num_frames)
+        rows.scatter_(1, plan.indices, plan.weights.float())
+        colour = torch.tensor([0.35, 0.75, 1.0] if step % 2 else [1.0, 0.7, 0.3])
+        band = 0.08 + 0.92 * rows[:, :, None] * colour
+        bands.append(band.repeat_interleave(cell, 0).repeat_interleave(cell, 1))
+        bands.append(torch.zeros(gap, num_frames * cell, 3))
+    return torch.cat(bands[:-1])

@@ -1,0 +1,58 @@
+"""Load Motion LoRA: a camera move or a kind of motion, on top of a motion module."""
+
+from comfy_api.latest import io
+
+from . import adapter
+from .loaders import MotionModuleType
+
+adapter.register_model_folder(adapter.LORAS_FOLDER)
+
+
+class LoadMotionLoRA(io.ComfyNode):
+    """Adds a motion LoRA to a motion module; the one that comes in stays as it is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADL_LoadMotionLoRA",
+            display_name="Load Motion LoRA",
+            category="AnimateDiff-Lightning",
+            description="Adds a motion LoRA, such as a camera move (zoom, pan, tilt, roll), to a "
+            "motion module. Chain several to combine them.",
+            inputs=[
+                MotionModuleType.Input(
+                    "motion_module",
+                    tooltip="From Load Motion Module, or from another Load Motion LoRA.",
+                ),
+                io.Combo.Input(
+                    "motion_lora",
+                    options=adapter.model_files(adapter.LORAS_FOLDER),
+                    tooltip="A LoRA for the motion module, not for the image model. Put motion "
+                    "LoRAs into models/animatediff_motion_lora and press R to refresh the list.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=0.8,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.01,
+                    tooltip="How strong the added motion is. The authors of Lightning recommend "
+                    "0.7 to 0.8 with their modules; 0 is off, a negative value subtracts.",
+                ),
+            ],
+            outputs=[
+                MotionModuleType.Output(
+                    display_name="motion_module",
+                    tooltip="Connect to Apply Motion Module, or to another Load Motion LoRA.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, motion_lora: str, **_others) -> tuple[str, float]:
+        path = adapter.model_path(adapter.LORAS_FOLDER, motion_lora)
+        return motion_lora, path.stat().st_mtime
+
+    @classmethod
+    def execute(cls, motion_module, motion_lora: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(adapter.add_motion_lora(motion_module, motion_lora, strength))

@@ -1,0 +1,136 @@
+"""Load Video: frames, sound and rate of a video in ComfyUI's input folder."""
+
+from comfy_api.latest import io
+
+from . import adapter, video_clip
+
+MAX_SIDE = 8192
+
+
+class LoadVideo(io.ComfyNode):
+    """Reads a video evenly resampled in time and resized for SD1.5."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ADL_LoadVideo",
+            display_name="Load Video Frames",
+            category="AnimateDiff-Lightning",
+            description="Loads a video as frames for video-to-video: a part of it, at the frame "
+            "rate and size you need, with the sound of that part.",
+            inputs=[
+                io.Combo.Input(
+                    "video",
+                    options=adapter.input_videos(),
+                    upload=io.UploadType.video,
+                    tooltip="A video of ComfyUI's input folder; the button uploads one into it.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=86400.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Where to begin, in seconds, as a player shows it. Sound begins there "
+                    "too.",
+                ),
+                io.Int.Input(
+                    "max_frames",
+                    default=64,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    tooltip="At most this many frames, counted after fps is applied; a shorter "
+                    "video gives fewer. 0 loads all, which takes memory: 100 frames of 512 x 512 "
+                    "are 0.3 GB.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=240.0,
+                    step=0.01,
+                    optional=True,
+                    tooltip="Frames per second of what comes out. Lower skips frames, higher "
+                    "repeats them; speed and length stay. 0 is the video's own (its average, "
+                    "where it varies). AnimateDiff was trained at 8.",
+                ),
+                io.Int.Input(
+                    "width",
+                    default=512,
+                    min=0,
+                    max=MAX_SIDE,
+                    step=64,
+                    optional=True,
+                    tooltip="Rounded to a multiple of 64. 0 follows the height; 0 for both keeps "
+                    "the video's size. What does not fit the new shape is cut off evenly at both "
+                    "sides, nothing is squeezed.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=0,
+                    min=0,
+                    max=MAX_SIDE,
+                    step=64,
+                    optional=True,
+                    tooltip="Rounded to a multiple of 64. 0 follows the width; 0 for both keeps "
+                    "the video's size.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="images",
+                    tooltip="The frames; connect to VAE Encode or a ControlNet preprocessor.",
+                ),
+                io.Audio.Output(
+                    display_name="audio",
+                    tooltip="The sound of the same part, for Create Video; nothing where the video "
+                    "is silent. Sound with more than two channels becomes stereo.",
+                ),
+                io.Float.Output(
+                    display_name="fps",
+                    tooltip="Frames per second of the frames; connect to Create Video.",
+                ),
+                io.Int.Output(
+                    display_name="frame_count",
+                    tooltip="How many frames came out; connect to num_frames of Prompt Travel or "
+                    "batch_size of Empty Latent Image.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, video: str | None = None) -> bool | str:
+        if video is None:  # comes from a link, so it is not known yet
+            return True
+        try:
+            adapter.input_file(video)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, video: str | None = None, **_others) -> tuple | None:
+        if video is None:
+            return None
+        status = adapter.input_file(video).stat()
+        return video, status.st_mtime_ns, status.st_size
+
+    @classmethod
+    def execute(
+        cls,
+        video: str,
+        start: float = 0.0,
+        max_frames: int = 64,
+        fps: float = 0.0,
+        width: int = 512,
+        height: int = 0,
+    ) -> io.NodeOutput:
+        clip = video_clip.read(
+            adapter.input_file(video),
+            video_clip.Request(start, max_frames, fps, width, height),
+            memory=adapter.free_memory(),
+            on_frame=adapter.stop_if_cancelled,
+        )
+        return io.NodeOutput(clip.images, clip.audio, clip.fps, len(clip.images))

@@ -1,0 +1,153 @@
+"""Decodes the picture of a video file frame by frame, with honest errors; knows no host."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+
+# playlists are left out: they would read other files than the one that was chosen
+_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,mxf,dv,gif,"
+    "mp3,wav,flac,aac"
+)
+_ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC, the cover of a song
+_NO_FRAME = "{} has not a single frame; copy or export it again."
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path.name} is an empty file; copy or export it again.")
+    try:
+        with av.open(str(path), options={"format_whitelist": _FORMATS}) as container:
+            yield container
+    except av.error.EOFError as error:
+        raise ValueError(_NO_FRAME.format(path.name)) from error
+    except av.error.FFmpegError as error:
+        raise ValueError(
+            f"{path.name} is damaged or no video that PyAV can read; if a player shows it, "
+            "convert it to MP4 (H.264)."
+        ) from error
+
+
+@dataclass(frozen=True)
+class Track:
+    """What a file tells about its picture."""
+
+    index: int  # of the stream
+    origin: float  # where the picture begins on the clock of the file, in seconds
+    rate: float  # frames a second, on average where they vary; 0: not told
+    promised: float  # seconds that it should last; 0: not told
+    pixel_aspect: float  # width of a pixel over its height
+
+
+def read_track(container: av.container.InputContainer, name: str) -> Track:
+    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
+    if not streams:
+        if container.streams.audio:
+            raise ValueError(f"{name} has sound but no picture; load it with Load Audio.")
+        raise ValueError(f"{name} has no picture; choose a video.")
+    stream = streams[0]
+    return Track(
+        stream.index,
+        float((stream.start_time or 0) * stream.time_base),
+        float(stream.average_rate or stream.guessed_rate or 0),
+        _promised_seconds(stream),
+        float(stream.sample_aspect_ratio or 1),
+    )
+
+
+def _promised_seconds(stream: av.VideoStream) -> float:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    written = stream.metadata.get("DURATION", "0:0:0")  # Matroska: 00:00:01.033000000
+    hours, minutes, seconds = (float(part) for part in written.split(":"))
+    return hours * 3600 + minutes * 60 + seconds
+
+
+class Decoder:
+    """The frames of one file, each with the seconds since the first, and how far they went."""
+
+    def __init__(self, path: Path, track: Track, rate: float, on_frame: Callable[[], None]) -> None:
+        self.path, self.track, self.rate, self.on_frame = path, track, rate, on_frame
+        self.end = 0.0  # where the last decoded frame ends
+        self.ended = False  # no frame is left in the file
+
+    def frames(self, start: float) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        """Yield (from, until, frame) in order, beginning at or before `start` seconds."""
+        if start > 0:
+            with opened(self.path) as container:
+                frames = self._decoded(container, start)
+                first = next(frames, None)
+                if first is not None and first[0] <= start:
+                    yield first
+                    yield from frames
+                    return
+        # from the beginning, also where the file has no good index or start is past the end
+        with opened(self.path) as container:
+            yield from self._decoded(container)
+
+    def check(self, start: float, count: int, limit: float) -> None:
+        """Raise ValueError where `count` frames are none, or fewer than the file promised."""
+        name, promised = self.path.name, self.track.promised
+        if count == 0 and self.end == 0:
+            raise ValueError(_NO_FRAME.format(name))
+        if count == 0:
+            raise ValueError(
+                f"start is {start:g} s, but {name} ends at {self.end:.2f} s; set start to less."
+            )
+        slack = max(0.25, 0.05 * promised)  # files are seldom exact about their end
+        if self.ended and count < limit and self.end < promised - slack:
+            raise ValueError(
+                f"{name} breaks off at {self.end:.2f} of {promised:.2f} s; copy it again, or "
+                f"set max_frames to {count} to use what is there."
+            )
+
+    def _decoded(
+        self, container: av.container.InputContainer, start: float = 0.0
+    ) -> Iterator[tuple[float, float, av.VideoFrame]]:
+        stream = container.streams[self.track.index]
+        stream.thread_type = "AUTO"
+        time = -1 / self.rate
+        try:
+            if start > 0:
+                container.seek(int((self.track.origin + start) / stream.time_base), stream=stream)
+            for frame in container.decode(stream):
+                self.on_frame()
+                # a frame without a time of its own follows the one before
+                told = frame.time is not None
+                time = frame.time - self.track.origin if told else time + 1 / self.rate
+                lasts = float(frame.duration * frame.time_base) if frame.duration else 0
+                self.end = time + (lasts or 1 / self.rate)
+                yield time, self.end, frame
+        except av.error.FFmpegError as error:
+            if self.end == 0:
+                raise
+            raise ValueError(
+                f"{self.path.name} is damaged after {self.end:.2f} s; copy or convert it again, "
+                "or lower max_frames to stop before that."
+            ) from error
+        self.ended = True
+
+
+def resample(
+    frames: Iterable[tuple[float, float, object]], fps: float, start: float, limit: float
+) -> Iterator[object]:
+    """Yield the frame on show at start, start + 1 / fps, ...: at most `limit`, to the end.
+
+    `frames` are (from, until, frame). A change of frame counts from half a frame earlier, of the
+    old frame or the new rate: equal rates give every frame once in spite of rounded timestamps.
+    """
+    count, begin, end, shown = 0, 0.0, 0.0, None
+    for time, until, frame in itertools.chain(frames, [(None, None, None)]):
+        change = end if time is None else time
+        change -= max(0.0, 0.5 * min(1 / fps, change - begin))
+        while shown is not None and start + count / fps < change:
+            yield shown
+            count += 1
+            if count >= limit:
+                return
+        begin, end, shown = time, until, frame

@@ -1,0 +1,163 @@
+"""Windows around the model: a context handler for the host, which slices everything per frame.
+
+Knows the host's shapes (conditionings, controls) but imports nothing of it; the adapter hands in
+what it needs. A handler object lives for one Apply, its slices for one run.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ..samplers import context
+
+Where = Literal["latents", "features"]
+
+
+@dataclass(frozen=True)
+class SlidingContext:
+    """The ADL_CONTEXT of the graph: how to make a clip longer than the motion module's positions.
+
+    where: "latents" runs the whole model window by window; "features" runs it once on all frames
+    and only the temporal attention in windows. windows_per_call (latents only): 0 = as many as
+    memory allows.
+    """
+
+    options: context.ContextOptions = field(default_factory=context.ContextOptions)
+    where: Where = "latents"
+    windows_per_call: int = 1
+
+    def call_length(self, num_frames: int) -> int:
+        """Return the frames that one model call holds for certain, for the memory estimate."""
+        if self.where == "features":
+            return num_frames
+        return min(num_frames, self.options.context_length * max(1, self.windows_per_call))
+
+
+def current_step(sigma: torch.Tensor, sample_sigmas: torch.Tensor) -> int:
+    """Return the step of the run whose sigma is nearest; samplers may evaluate between two."""
+    return int((sample_sigmas.to(sigma) - sigma.flatten()[0]).abs().argmin())
+
+
+@dataclass
+class LatentWindows:
+    """ComfyUI's context handler, by its methods `should_use_context` and `execute`.
+
+    `on_length(n)` tells the motion modules the frames of a window; `fits(shape, model)` asks the
+    host whether a call has memory; `check_cancelled()` raises when the user pressed Cancel.
+    """
+
+    context: SlidingContext
+    on_length: Callable[[int | None], None]
+    fits: Callable[[list[int], object], bool]
+    check_cancelled: Callable[[], None]
+    _controls: dict[tuple, object] = field(default_factory=dict)
+
+    def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:  # noqa: ARG002
+        """Tell whether the clip is longer than a window."""
+        return x_in.shape[0] > self.context.options.context_length
+
+    def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
+        """Evaluate all windows, several a call; returns a fused prediction per conditioning."""
+        shared = model_options["transformer_options"]
+        step = current_step(timestep, shared["sample_sigmas"])
+        plan = context.plan(len(x_in), self.context.options, step)
+        length = plan.indices.shape[1]
+        fused = [torch.zeros_like(x_in) for _ in conds]
+        self.on_length(length)
+        try:
+            for rows in torch.arange(len(plan)).split(self._windows_a_call(model, conds, x_in)):
+                self.check_cancelled()
+                index = plan.indices[rows].flatten()
+                # IPAdapter_plus and Advanced-ControlNet slice their own inputs by exactly this
+                shared["ad_params"] = {
+                    "sub_idxs": index.tolist(),
+                    "full_length": len(x_in),
+                    "context_length": len(index),
+                }
+                predictions = calc_cond_batch(
+                    model,
+                    [self._slice_conds(c, index, len(x_in)) for c in conds],
+                    x_in[index], timestep[index], model_options,
+                )  # fmt: skip
+                weights = plan.weights[rows].to(x_in)[:, :, None, None, None]
+                for total, prediction in zip(fused, predictions, strict=True):
+                    windows = prediction.unflatten(0, (-1, length)) * weights
+                    # one by one: windows of a call overlap
+                    for window, frames in zip(windows, plan.indices[rows], strict=True):
+                        total[frames] += window
+        finally:
+            shared.pop("ad_params", None)
+            self.on_length(None)
+        return fused
+
+    def end_run(self) -> None:
+        """Let go of what was sliced for a run."""
+        self._controls.clear()
+
+    def _windows_a_call(self, model, conds, x_in) -> int:
+        length = self.context.options.context_length
+        if self.context.windows_per_call:
+            return self.context.windows_per_call
+        chunks = sum(len(c) for c in conds if c is not None)
+        count = -(-len(x_in) // (length - self.context.options.context_overlap))
+        while count > 1 and not self.fits([chunks * count * length, *x_in.shape[1:]], model):
+            count -= 1
+        return count
+
+    def _slice_conds(self, conds, index: torch.Tensor, num_frames: int):
+        if conds is None:
+            return None
+        return [
+            {k: self._slice(k, v, index, num_frames) for k, v in cond.items()} for cond in conds
+        ]
+
+    def _slice(self, key: str, value, index: torch.Tensor, num_frames: int):
+        if key == "control":
+            return self._slice_control(value, index)
+        if key == "model_conds":
+            return {k: slice_model_cond(v, index, num_frames) for k, v in value.items()}
+        return slice_frames(value, index, num_frames)
+
+    def _slice_control(self, control, index: torch.Tensor):
+        """Return a shallow copy of a ControlNet, and of those before it, with the windows' hints.
+
+        One copy for all conditionings, or the host could not batch them; kept through the run, so
+        that hints are scaled once.
+        """
+        # Advanced-ControlNet reads ad_params and slices by itself
+        if control is None or hasattr(control, "sub_idxs"):
+            return control
+        key = (id(control), tuple(index.tolist()))
+        if key not in self._controls:
+            sliced = copy.copy(control)
+            hint = control.cond_hint_original
+            if hint is not None and len(hint) > 1:
+                sliced.cond_hint_original = hint[index % len(hint)]
+            sliced.cond_hint = None
+            if hasattr(sliced, "control_input"):  # T2I-Adapter's cache
+                sliced.control_input = None
+            sliced.previous_controlnet = self._slice_control(control.previous_controlnet, index)
+            self._controls[key] = sliced
+        return self._controls[key]
+
+
+def slice_frames(value, index: torch.Tensor, num_frames: int):
+    """Return the frames of a tensor that has one row a frame; anything else as it is."""
+    if isinstance(value, torch.Tensor) and value.ndim and len(value) == num_frames:
+        return value[index.to(value.device)]
+    return value
+
+
+def slice_model_cond(value, index: torch.Tensor, num_frames: int):
+    """Return a host COND object for the frames of `index`.
+
+    A batch that is neither one nor all frames is repeated over the frames, as the host does.
+    """
+    tensor = getattr(value, "cond", None)
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) == 1:
+        return value
+    rows = index if len(tensor) >= num_frames else index % len(tensor)
+    return value._copy_with(tensor[rows.to(tensor.device)])

@@ -1,0 +1,466 @@
+"""Checks of Load Video that run inside a ComfyUI interpreter; each prints one JSON line.
+
+    PYTHON_OF_COMFYUI tests/host/video_checks.py COMFYUI_FOLDER MODELS_FOLDER
+
+Frame i of every test video is an even grey of level 8 * i, so that frames can be told apart.
+"""
+
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import host
+from checking import Graph, equal, main, refusal
+
+LEVEL = 8
+TICKS = 1000  # a second
+OPTIONS = {
+    "libx264": {"bf": "0", "g": "10", "crf": "10", "preset": "ultrafast"},
+    "mpeg4": {"qmin": "1", "qmax": "1"},
+}
+
+
+class Videos(Graph):
+    """Our nodes and an input folder of small videos."""
+
+    def start(self, comfyui, models, folder):
+        host.start(comfyui)
+        import folder_paths
+
+        self.nodes = host.our_nodes()
+        self.models, self.folder = Path(models), Path(folder) / "input"
+        self.folder.mkdir()
+        folder_paths.set_input_directory(str(self.folder))
+
+    def path(self, name):
+        return self.folder / name
+
+
+GRAPH = Videos()
+
+
+def write(name, times=range(0, 1000, 40), codec="libx264", rate=25, size=(64, 64), **options):
+    """Write a video whose frame i shows from times[i] ms on; returns its name.
+
+    `sound` is (codec, samples (channels, n) float, rate); `turn` the rotation in degrees.
+    """
+    import av
+    import numpy as np
+
+    sound, turn = options.pop("sound", None), options.pop("turn", 0)
+    with av.open(str(GRAPH.path(name)), "w", options=options) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        ticks = rate if name.endswith("avi") else TICKS  # AVI knows even rates only
+        stream.codec_context.time_base = Fraction(1, ticks)
+        stream.options = OPTIONS.get(codec, {})
+        if turn:
+            stream.set_display_rotation(turn)
+        track = container.add_stream(sound[0], rate=sound[2]) if sound else None
+        if track:
+            track.layout = "mono" if len(sound[1]) == 1 else "stereo"
+        for i, time in enumerate(times):
+            pixels = np.full((size[1], size[0], 3), LEVEL * i % 256, np.uint8)
+            if turn:
+                pixels[: size[1] // 2] = 255  # bright where the camera's top is
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time * ticks / TICKS), Fraction(1, ticks)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+        if track:
+            _mux_sound(container, track, *sound)
+    return name
+
+
+def _mux_sound(container, track, codec, samples, rate):
+    import av
+    import numpy as np
+
+    planar = {"aac": "fltp", "libopus": "flt"}.get(codec, "s16")
+    if planar != "fltp":
+        samples = samples.T.reshape(1, -1)
+    if planar == "s16":
+        samples = np.round(samples * 32768).astype(np.int16)
+    layout = track.layout.name
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=planar, layout=layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    container.mux(track.encode(frame))
+    container.mux(track.encode())
+
+
+def ramp(seconds, rate=8000, channels=1):
+    """Return samples whose value tells their place, exactly in 16 bits: place modulo 20000."""
+    import numpy as np
+
+    line = np.arange(int(seconds * rate)) % 20000 / 32768
+    return np.stack([line] * channels).astype(np.float32)
+
+
+def burst(seconds, begin, rate=48000, channels=1):
+    """Return silence that turns into a tone at `begin` seconds."""
+    import numpy as np
+
+    t = np.arange(int(seconds * rate)) / rate
+    tone = np.where(t >= begin, 0.5 * np.sin(2 * np.pi * 1000 * t), 0)
+    return np.stack([tone] * channels).astype(np.float32)
+
+
+def load(name, width=64, **inputs):
+    """Run the node; returns images, audio, fps, frame_count."""
+    return GRAPH.nodes["ADL_LoadVideo"].execute(name, width=width, **inputs).result
+
+
+def order(images):
+    """Return the number of the source frame that each image shows."""
+    return [round(float(i.mean()) * 255 / LEVEL) for i in images]
+
+
+# ---- which frames --------------------------------------------------------------------------------
+
+
+def check_memory_is_bounded_by_what_is_returned():
+    """4000 frames of 640 x 480 would take 14.7 GB; 100 of them are asked, then a few by size."""
+    import resource
+
+    times = range(0, 4000 * 40, 40)
+    name = write("long.mp4", times=times, size=(640, 480))
+    load(name, max_frames=2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    images, *_ = load(name, width=0, max_frames=100)
+    returned = images.numel() * 4 / 1024
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert images.shape == (100, 512, 640, 3), images.shape
+    assert growth < 1.25 * returned + 100 * 1024, (growth, returned)
+    images, *_ = load(name, width=64, start=100, max_frames=3)
+    assert order(images) == [(2500 + i) % 32 for i in range(3)]  # levels start over
+
+
+def check_every_frame_of_an_even_file_comes_once():
+    import torch
+
+    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.mkv", "libx264"),
+                        ("a.mov", "libx264")):  # fmt: skip
+        images, audio, fps, count = load(write(name, codec=codec))
+        assert order(images) == list(range(25)), (name, order(images))
+        assert (count, audio) == (25, None)
+        assert abs(fps - 25) < 1e-6, (name, fps)
+        assert images.shape == (25, 64, 64, 3)
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+
+
+def check_rates_that_milliseconds_cannot_tell():
+    for rate in (24, 30, 60):
+        times = [round(i * 1000 / rate) for i in range(31)]
+        images, _, fps, _ = load(write("ms.webm", times, "libvpx", rate))
+        assert order(images) == list(range(31)), (rate, order(images))
+        assert abs(fps - rate) < 1e-6
+
+
+def check_ntsc_rate_is_told_exactly():
+    name = write("ntsc.mp4", [round(i * 1001 / 30) for i in range(30)], rate=Fraction(30000, 1001))
+    images, _, fps, _ = load(name)
+    assert order(images) == list(range(30)), order(images)
+    assert abs(fps - 29.97) < 0.05, fps
+
+
+def check_lower_and_higher_fps_keep_the_length():
+    name = write("a.mp4")
+    images, _, fps, count = load(name, fps=8.0)
+    assert (fps, count) == (8.0, 8)
+    assert all(abs(shown - i * 25 / 8) <= 0.5 for i, shown in enumerate(order(images)))
+    images, _, fps, count = load(name, fps=50.0)
+    assert order(images) == [i // 2 for i in range(50)]
+    assert (fps, count) == (50.0, 50)
+
+
+def check_variable_rate_is_resampled_by_time():
+    times = [0, 40, 80, 600, 640, 1200, 1240, 1280, 1900, 1960]
+    name = write("variable.mp4", times)
+    images, *_ = load(name, fps=10.0)
+    shown = [max(k for k, t in enumerate(times) if t <= 100 * i) for i in range(len(images))]
+    assert order(images) == shown, (order(images), shown)
+    assert len(images) == 20
+    images, _, fps, count = load(name)  # at its average rate
+    assert abs(count / fps - 2) < 0.11, (count, fps)
+    images, *_ = load(write("variable.webm", times, "libvpx"), fps=10.0)
+    assert order(images) == shown
+
+
+def check_start_and_cap():
+    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")):
+        write(name, codec=codec)
+        for start, first in ((0.0, 0), (0.04, 1), (0.4, 10), (0.52, 13), (0.53, 13), (0.96, 24)):
+            images, _, _, count = load(name, start=start, max_frames=3)
+            expected = list(range(first, min(first + 3, 25)))
+            assert order(images) == expected, (name, start, order(images))
+            assert count == len(expected)
+    images, *_ = load("a.mp4", start=0.4, fps=12.5, max_frames=4)
+    assert order(images) == [10, 12, 14, 16]
+    assert load("a.mp4", max_frames=0)[3] == 25
+
+
+def check_transport_stream_whose_clock_begins_late():
+    images, audio, _, _ = load(write("a.ts", sound=("aac", burst(1, 0.5), 48000)), start=0.4)
+    assert order(images) == list(range(10, 25)), order(images)
+    assert abs(onset(audio) - 0.1) < 0.01, onset(audio)
+
+
+def check_cancel_stops_the_reading():
+    import comfy.model_management
+
+    name = write("a.mp4")
+    comfy.model_management.interrupt_current_processing()
+    try:
+        load(name)
+    except comfy.model_management.InterruptProcessingException:
+        return
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    raise AssertionError("the reading went on")
+
+
+# ---- size ----------------------------------------------------------------------------------------
+
+
+def check_sizes_are_multiples_of_64():
+    target_size = host.submodule("nodes.video_size").target_size
+    for own, asked, expected in (
+        ((1920, 1080), (512, 0), (512, 320)), ((1920, 1080), (0, 512), (896, 512)),
+        ((1920, 1080), (0, 0), (1920, 1088)), ((1080, 1920), (512, 0), (512, 896)),
+        ((640, 480), (500, 500), (512, 512)), ((30, 20), (0, 0), (64, 64)),
+    ):  # fmt: skip
+        assert target_size(*own, *asked) == expected, (own, asked)
+
+
+def check_resize_is_by_area_and_crops_evenly():
+    import numpy as np
+
+    fit = host.submodule("nodes.video_size").fit
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 256, 3), dtype=np.uint8)
+    area = pixels[:, 64:192].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.abs(fit(pixels, (64, 64)) - area).max() <= 0.5
+    tall = pixels.transpose(1, 0, 2)
+    area = tall[64:192].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
+    assert np.abs(fit(tall, (64, 64)) - area).max() <= 0.5
+    assert fit(pixels, (64, 64), pixel_aspect=0.5).shape == (64, 64, 3)
+    wide = fit(pixels, (64, 64), pixel_aspect=0.5)  # all of it is shown, as it is meant to be
+    assert np.abs(wide - pixels.reshape(64, 2, 64, 4, 3).mean(axis=(1, 3))).max() <= 0.5
+    assert np.array_equal(fit(pixels, (256, 128)), pixels)
+
+
+def check_phone_videos_stand_upright():
+    for turn, bright in ((90, (slice(None), slice(0, 20))), (-90, (slice(None), slice(-20, None))),
+                         (180, (slice(-20, None), slice(None)))):  # fmt: skip
+        name = write("turned.mp4", times=[0, 40, 80], size=(128, 64), turn=turn)
+        image = load(name, width=0)[0][0]
+        assert image.shape == ((64, 128, 3) if turn == 180 else (128, 64, 3)), image.shape
+        assert image[bright].mean() > 0.9, (turn, image[bright].mean())
+        assert image.mean() < 0.6
+
+
+# ---- sound ---------------------------------------------------------------------------------------
+
+
+def onset(audio):
+    """Return at which second of an AUDIO the tone begins."""
+    loud = (audio["waveform"][0, 0].abs() > 0.1).nonzero()
+    return float(loud[0]) / audio["sample_rate"]
+
+
+def check_sound_is_cut_to_the_frames_sample_by_sample():
+    import torch
+
+    name = write("pcm.mov", sound=("pcm_s16le", ramp(1), 8000))
+    for start, frames in ((0.0, 0), (0.4, 5), (0.52, 1), (0.3, 0)):
+        images, audio, fps, _ = load(name, start=start, max_frames=frames)
+        first, count = round(start * 8000), round(len(images) / fps * 8000)
+        expected = torch.arange(first, first + count) / 32768
+        expected[max(0, 8000 - first) :] = 0  # silence where the file has no sound left
+        assert audio["sample_rate"] == 8000
+        assert audio["waveform"].shape == (1, 1, count)
+        assert audio["waveform"].dtype == torch.float32
+        assert equal(audio["waveform"][0, 0], expected.float()), (start, frames)
+
+
+def check_compressed_sound_stays_in_time():
+    for name, codec, sound in (("aac.mp4", "libx264", "aac"), ("opus.webm", "libvpx", "libopus"),
+                               ("aac.mkv", "libx264", "aac")):  # fmt: skip
+        times = range(0, 3000, 40)
+        write(name, times, codec, sound=(sound, burst(3, 2, channels=2), 48000))
+        for start in (0.0, 0.72, 1.8):
+            _, audio, _, count = load(name, start=start, max_frames=30)
+            assert audio["waveform"].shape == (1, 2, count * 1920)
+            found = onset(audio) if start > 0.8 else None
+            if found is not None:
+                assert abs(found - (2 - start)) < 0.01, (name, start, found)
+            else:
+                assert audio["waveform"].abs().max() < 0.1
+        shift = onset(load(name, start=1.0, max_frames=0)[1]) - onset(load(name, max_frames=0)[1])
+        assert abs(shift + 1) < 0.001, (name, shift)  # Matroska tells time in milliseconds
+
+
+def check_six_channels_become_stereo_and_silent_files_give_nothing():
+    import numpy as np
+
+    video_sound = host.submodule("nodes.video_sound")
+    import av
+
+    with av.open(str(GRAPH.path("six.wav")), "w") as container:
+        track = container.add_stream("pcm_s16le", rate=8000, layout="5.1")
+        samples = np.full((1, 6 * 8000), 8192, np.int16)
+        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="5.1")
+        frame.sample_rate, frame.pts = 8000, 0
+        container.mux(track.encode(frame))
+        container.mux(track.encode())
+    with av.open(str(GRAPH.path("six.wav"))) as container:
+        audio = video_sound.read(container, 0.0, 1.0)
+    assert audio["waveform"].shape == (1, 2, 8000)
+    assert audio["waveform"].abs().max() > 0.1
+    assert load(write("silent.mp4"))[1] is None
+
+
+def check_core_nodes_take_what_comes_out():
+    from comfy_extras.nodes_video import CreateVideo
+
+    for sound in (None, ("aac", burst(1, 0.5, channels=2), 48000)):
+        images, audio, fps, _ = load(write("core.mp4", sound=sound), fps=8.0)
+        video = CreateVideo.execute(images, fps, audio).result[0]
+        out = GRAPH.path("saved.mp4")
+        video.save_to(str(out))
+        again, audio, fps, count = load(out.name)
+        assert (count, round(fps, 6)) == (8, 8.0)
+        assert abs(order(again)[-1] - 22) <= 1
+        assert (audio is None) == (sound is None)
+        if audio:
+            assert abs(onset(audio) - 0.5) < 0.03, onset(audio)
+
+
+# ---- what can be wrong ---------------------------------------------------------------------------
+
+
+def cut(name, share, **options):
+    """Write a video that ends too early; returns its name."""
+    path = GRAPH.path(write(name, **options))
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return name
+
+
+def check_files_that_are_no_video():
+    import numpy as np
+
+    GRAPH.path("empty.mp4").write_bytes(b"")
+    assert "empty file" in refusal(load, "empty.mp4")
+    GRAPH.path("text.mp4").write_text("hello " * 1000)
+    assert "damaged or no video" in refusal(load, "text.mp4")
+    GRAPH.path("noise.mp4").write_bytes(np.random.default_rng(0).bytes(50000))
+    assert "damaged or no video" in refusal(load, "noise.mp4")
+    import av
+
+    for name, codec in (
+        ("sound.mp4", "aac"),
+        ("sound.webm", "libopus"),
+        ("sound.wav", "pcm_s16le"),
+    ):
+        with av.open(str(GRAPH.path(name)), "w") as container:
+            track = container.add_stream(codec, rate=48000, layout="mono")
+            _mux_sound(container, track, codec, burst(1, 0), 48000)
+        assert "sound but no picture" in refusal(load, name), name
+    for name, codec in (("none.mkv", "libx264"), ("none.avi", "mpeg4")):
+        with av.open(str(GRAPH.path(name)), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            container.start_encoding()
+        assert "not a single frame" in refusal(load, name), name
+    assert load(write("one.mp4", times=[0]))[3] == 1
+
+
+def check_files_that_break_off():
+    times = range(0, 4000, 40)
+    sentence = refusal(load, cut("tail.mp4", 0.6, times=times), max_frames=0)
+    assert "damaged or no video" in sentence, sentence  # its index stood at the end
+    for name, codec, options in (("front.mp4", "libx264", {"movflags": "+faststart"}),
+                                 ("cut.webm", "libvpx", {})):  # fmt: skip
+        cut(name, 0.6, times=times, codec=codec, size=(320, 320), **options)
+        sentence = refusal(load, name, max_frames=0)
+        assert "breaks off at" in sentence or "is damaged after" in sentence, sentence
+        assert load(name, max_frames=5)[3] == 5
+
+
+def check_start_past_the_end_is_told():
+    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"),
+                        ("a.ts", "libx264"), ("a.mov", "libx264")):  # fmt: skip
+        sentence = refusal(load, write(name, codec=codec), start=1.5)
+        assert "start is 1.5 s" in sentence, sentence
+        assert "ends at 1.0" in sentence, sentence
+
+
+def check_a_rate_that_nobody_means_is_told():
+    name = write("browser.webm", times=range(0, 25), codec="libvpx", rate=1000)
+    assert "set fps" in refusal(load, name)
+    assert load(name, fps=8.0)[3] == 1
+
+
+def check_memory_that_is_not_there():
+    path = GRAPH.path(write("a.mp4"))
+    clip = host.submodule("nodes.video_clip")
+    request, ten_frames = clip.Request(width=64), 64 * 64 * 3 * 5 * 10
+    sentence = refusal(clip.read, path, request, memory=ten_frames)
+    assert "beyond 10 frames of 64x64" in sentence, sentence
+
+
+def check_playlists_do_not_lead_to_other_files():
+    write("a.mp4")
+    GRAPH.path("list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    assert "damaged or no video" in refusal(load, "list.mp4")
+    GRAPH.path("list.webm").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{GRAPH.path('a.mp4')}\n#EXT-X-ENDLIST\n"
+    )
+    assert "damaged or no video" in refusal(load, "list.webm")
+
+
+def check_paths_stay_inside_the_input_folder():
+    node = GRAPH.nodes["ADL_LoadVideo"]
+    write("a.mp4")
+    outside = GRAPH.folder.parent / "outside.mp4"
+    outside.write_bytes(GRAPH.path("a.mp4").read_bytes())
+    GRAPH.path("link.mp4").unlink(missing_ok=True)
+    GRAPH.path("link.mp4").symlink_to(outside)
+    for name in ("../outside.mp4", str(outside), "sub/../../outside.mp4", "link.mp4",
+                 "outside.mp4 [output]", "../input-2/a.mp4"):  # fmt: skip
+        sentence = refusal(load, name)
+        assert "outside ComfyUI's input folder" in sentence, sentence
+        assert node.validate_inputs(name) == sentence
+    assert "is not in ComfyUI's input folder" in refusal(load, "gone.mp4")
+    assert "is not in" in refusal(load, "")
+    assert node.validate_inputs(None) is True
+    GRAPH.path("sub").mkdir(exist_ok=True)
+    GRAPH.path("sub/a.mp4").write_bytes(GRAPH.path("a.mp4").read_bytes())
+    for name in ("a.mp4", "a.mp4 [input]", "sub/a.mp4"):
+        assert node.validate_inputs(name) is True
+        assert load(name)[3] == 25
+
+
+def check_a_changed_file_is_read_again():
+    node = GRAPH.nodes["ADL_LoadVideo"]
+    path = GRAPH.path(write("changed.mp4"))
+    first = node.fingerprint_inputs("changed.mp4", start=0.0, fps=8.0)
+    assert node.fingerprint_inputs(video="changed.mp4") == first
+    os.utime(path, (1, 1))
+    assert node.fingerprint_inputs("changed.mp4") != first
+
+
+def check_the_list_shows_videos_only():
+    write("a.mp4")
+    GRAPH.path("notes.txt").write_text("no video")
+    schema = GRAPH.nodes["ADL_LoadVideo"].define_schema()
+    (options,) = (i.as_dict() for i in schema.inputs if i.id == "video")
+    assert "a.mp4" in options["options"]
+    assert "notes.txt" not in options["options"]
+    assert options["video_upload"] is True
+
+
+if __name__ == "__main__":
+    main(GRAPH, globals())
+    sys.exit(0)
