@@ -1,6 +1,7 @@
 """Decodes the picture of a video file frame by frame, with honest errors; knows no host."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ _NO_FRAME = "{} has not a single frame; copy or export it again."
 
 @contextmanager
 def opened(path: Path) -> Iterator[av.container.InputContainer]:
+    """Open a file for reading; what PyAV cannot read becomes a ValueError of one sentence."""
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is an empty file; copy or export it again.")
     try:
@@ -45,6 +47,7 @@ class Track:
 
 
 def read_track(container: av.container.InputContainer, name: str) -> Track:
+    """Return what a file tells about its first video; raises ValueError where it has none."""
     streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
     if not streams:
         if container.streams.audio:
@@ -63,8 +66,11 @@ def read_track(container: av.container.InputContainer, name: str) -> Track:
 def _promised_seconds(stream: av.VideoStream) -> float:
     if stream.duration:
         return float(stream.duration * stream.time_base)
-    written = stream.metadata.get("DURATION", "0:0:0")  # Matroska: 00:00:01.033000000
-    hours, minutes, seconds = (float(part) for part in written.split(":"))
+    written = stream.metadata.get("DURATION", "")  # Matroska: 00:00:01.033000000
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", written)
+    if parts is None:
+        return 0.0
+    hours, minutes, seconds = map(float, parts.groups())
     return hours * 3600 + minutes * 60 + seconds
 
 

@@ -2,7 +2,7 @@
 
     PYTHON_OF_COMFYUI tests/host/clip_checks.py COMFYUI_FOLDER MODELS_FOLDER
 
-Each prints one JSON line; tests/test_host_video.py turns the lines into test results.
+Each prints one JSON line; tests/test_host_in_process.py turns the lines into test results.
 """
 
 import sys
