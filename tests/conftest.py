@@ -235,6 +235,19 @@ def workflow_files() -> set[tuple[str, str]]:
     return {(m["directory"], m["name"]) for p in properties for m in p.get("models", [])}
 
 
+def write_video(path: Path, frames: int = 4) -> None:
+    """Write a small grey MP4."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for _ in range(frames):
+            file.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        file.mux(stream.encode())
+
+
 @pytest.fixture(scope="module")
 def server(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
     """A running server that has thin files under the names of the workflows, and two bad ones."""
@@ -246,6 +259,8 @@ def server(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
     motion_modules = base / "models" / "animatediff_models"
     (motion_modules / "notes.txt").write_text("no motion module")
     (motion_modules / "broken.safetensors").write_bytes(thin_motion_file.read_bytes()[:1000])
+    # without a video to choose, the frontend asks the server for the preview of "undefined"
+    write_video(base / "input" / "clip.mp4")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK_NAME).symlink_to(PACK)
     server = Server(comfyui, base)
