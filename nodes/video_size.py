@@ -1,7 +1,6 @@
 """Which size a video gets, and how its frames are brought to it; knows no host."""
 
 import av
-import cv2
 import numpy as np
 
 _GRID = 64  # pixels: latents are an eighth of them, and SD1.5's UNet halves those three times
@@ -25,6 +24,7 @@ def fit(pixels: np.ndarray, size: tuple[int, int], pixel_aspect: float = 1.0) ->
 
     `pixel_aspect` is the width of a pixel over its height.
     """
+    cv2 = _opencv()
     height, width = pixels.shape[:2]
     aspect = size[0] / size[1] / pixel_aspect
     w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
@@ -32,6 +32,18 @@ def fit(pixels: np.ndarray, size: tuple[int, int], pixel_aspect: float = 1.0) ->
     pixels = np.ascontiguousarray(pixels[top : top + h, left : left + w])
     shrinks = size[0] < w or size[1] < h
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+
+
+def _opencv():
+    # a stock ComfyUI lacks opencv, and a pack that was copied by hand should still load
+    try:
+        import cv2
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "Load Video Frames needs opencv; run `pip install -r requirements.txt` in the pack's "
+            "folder with ComfyUI's Python, and restart ComfyUI."
+        ) from error
+    return cv2
 
 
 def upright(frame: av.VideoFrame, pixel_aspect: float) -> tuple[np.ndarray, float]:

@@ -40,6 +40,7 @@ class Graph:
 
     def start(self, comfyui, models, motion_folder):
         host.start(comfyui)
+        self.import_seconds = host.import_seconds()
         self.nodes = host.our_nodes()
         self.models = Path(models)
         host.random_motion_module(Path(motion_folder) / MOTION_FILE, seed=0)

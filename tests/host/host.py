@@ -41,6 +41,17 @@ def our_nodes():
     return {n.define_schema().node_id: n for n in asyncio.run(extension.get_node_list())}
 
 
+def import_seconds():
+    """Return how long our nodes take to import once the host itself is there."""
+    import time
+
+    for name in ("comfy.sd", "comfy.samplers", "comfy_api.latest", "comfy_extras.nodes_video"):
+        importlib.import_module(name)
+    start = time.perf_counter()
+    our_nodes()
+    return time.perf_counter() - start
+
+
 def submodule(name):
     """Return a module of the loaded pack, e.g. submodule("motion_module.checkpoint")."""
     return importlib.import_module(f"custom_nodes_animatediff_lightning.{name}")

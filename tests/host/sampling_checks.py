@@ -19,6 +19,10 @@ apply, sigmas, core_sigmas = GRAPH.apply, GRAPH.sigmas, GRAPH.core_sigmas
 plain, ours = GRAPH.plain, GRAPH.ours
 
 
+def check_the_pack_adds_little_to_the_start():
+    assert GRAPH.import_seconds < 0.1, GRAPH.import_seconds
+
+
 def check_steps_come_from_the_file_name():
     assert GRAPH.nodes["ADL_LoadMotionModule"].execute(MOTION_FILE).result[1] == 4
 
