@@ -241,7 +241,7 @@ def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: SlidingCo
             sliding,
             on_length=lambda length: setattr(applied, "window_length", length),
             fits=_fits_in_memory,
-            check_cancelled=comfy.model_management.throw_exception_if_processing_interrupted,
+            check_cancelled=stop_if_cancelled,
         )
 
 
@@ -344,7 +344,6 @@ def _outer_sample(applied: AppliedMotion):
             warn(sentence)
         for sentence in checks.text_warnings(_prompt_lengths(guider), noise.shape[0]):
             warn(sentence)
-        run.num_frames = None
         try:
             return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:

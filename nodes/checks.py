@@ -138,8 +138,8 @@ def _steps(count: int) -> str:
 
 
 def _trained_sigmas() -> torch.Tensor:
-    alpha_bar = schedule.alphas_cumprod()
-    return ((1 - alpha_bar) / alpha_bar).sqrt()
+    """Return the sigma of every training timestep, increasing, float64."""
+    return schedule.sigmas(schedule.NUM_TRAIN_TIMESTEPS)[:-1].flip(0).double()
 
 
 def _distilled_at(sigmas: torch.Tensor, trained_steps: int) -> bool:

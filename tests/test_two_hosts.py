@@ -8,29 +8,24 @@ import pytest
 import safetensors.torch
 import torch
 from animatediff_lightning.motion_module import checkpoint
-from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.inject import inject
-from animatediff_lightning.motion_module.module import MotionModule
 
 SCRIPT = Path(__file__).parent / "host" / "reference_clip.py"
 PROMPT, FRAMES, SIZE = "a red fish swimming left", 4, 64
 LATENT_SCALE = 0.18215  # ComfyUI gives latents as the VAE does, diffusers as the UNet sees them
-THIN = MotionModuleConfig(
-    down_blocks=((320,),) * 4, mid_block=(320,), up_blocks=((320, 320),) * 4
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def motion_file(tmp_path_factory):
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("motion") / "two_hosts_lightning_4step.safetensors"
-    return checkpoint.save(MotionModule(THIN).half(), path)
-
-
-@pytest.fixture(scope="module")
-def in_comfyui(comfyui, thin_checkpoint, motion_file, tmp_path_factory):
+def in_comfyui(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("clip") / "clip.safetensors"
-    command = [comfyui.python, SCRIPT, comfyui.folder, thin_checkpoint, motion_file.parent, out]
+    command = [
+        comfyui.python,
+        SCRIPT,
+        comfyui.folder,
+        thin_checkpoint,
+        thin_motion_file.parent,
+        out,
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert run.returncode == 0, run.stderr[-3000:]
     return safetensors.torch.load_file(out)
@@ -62,8 +57,8 @@ def test_text_is_the_same(in_comfyui, headless):
 
 
 @torch.no_grad()
-def test_noise_prediction_is_the_same(in_comfyui, headless, motion_file):
-    module = checkpoint.load(motion_file).build(dtype=torch.float32)
+def test_noise_prediction_is_the_same(in_comfyui, headless, thin_motion_file):
+    module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
     x, text = in_comfyui["x"], in_comfyui["text"].expand(FRAMES, -1, -1)
     plain = headless.unet(x, 999, encoder_hidden_states=text).sample
     injection = inject(headless.unet, module, num_frames=FRAMES)
@@ -73,11 +68,11 @@ def test_noise_prediction_is_the_same(in_comfyui, headless, motion_file):
     assert relative(plain, in_comfyui["eps"]) > 1e-2, "the motion module did nothing"
 
 
-def test_clip_is_the_same(in_comfyui, headless, motion_file):
+def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
     from animatediff_lightning.distill.generate import generate_latents
     from animatediff_lightning.distill.request import ClipRequest
 
-    module = checkpoint.load(motion_file).build(dtype=torch.float32)
+    module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
     request = ClipRequest((PROMPT,), frames=FRAMES, width=SIZE, height=SIZE, seed=0, steps=4)
     latents = generate_latents(headless, module, PROMPT, request)
     assert relative(latents, in_comfyui["latents"] * LATENT_SCALE) < 1e-4

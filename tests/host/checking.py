@@ -1,5 +1,6 @@
 """What the scripts of checks share: the graph of our nodes, comparisons, and the runner."""
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -33,6 +34,48 @@ def refusal(function, *args, **kwargs):
         assert sentence.endswith("."), sentence
         return sentence
     raise AssertionError("nothing was refused")
+
+
+@contextlib.contextmanager
+def told():
+    """Give the list of the sentences that the pack tells the user meanwhile."""
+    import logging
+
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    handler.addFilter(lambda record: record.getMessage().startswith("[AnimateDiff-Lightning]"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+def unload():
+    """Let the host put every model away."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+
+
+@contextlib.contextmanager
+def small_budget(share=0.1):
+    """Let the host load that share of each model's weights; on a CPU it would load them all."""
+    from comfy.model_management import LoadedModel
+
+    whole = LoadedModel.model_load
+
+    def model_load(loaded, lowvram_model_memory=0, **kwargs):  # noqa: ARG001
+        return whole(loaded, loaded.model_memory() * share, **kwargs)
+
+    LoadedModel.model_load = model_load
+    unload()
+    try:
+        yield
+    finally:
+        LoadedModel.model_load = whole
+        unload()
 
 
 class Graph:

@@ -7,7 +7,7 @@ Each prints one JSON line; tests/test_host_in_process.py turns the lines into te
 
 import sys
 
-from checking import Graph, close, equal, main, refusal
+from checking import Graph, close, equal, main, refusal, told
 
 SCRIPT = "0: a spring meadow\n6: the same meadow in snow, night"
 LONG = ", ".join(["a very long description of a meadow"] * 20)
@@ -55,17 +55,9 @@ def sample(model, text, sigmas, frames=8, noise=None, cfg=1.0):
 
 def warned(function):
     """Return what a call warned of."""
-    import logging
-
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger().addHandler(handler)
-    try:
+    with told() as sentences:
         function()
-    finally:
-        logging.getLogger().removeHandler(handler)
-    return [m for m in messages if m.startswith("[AnimateDiff-Lightning]")]
+    return sentences
 
 
 # ---- Prompt Travel -------------------------------------------------------------------------------

@@ -10,7 +10,17 @@ import gc
 from pathlib import Path
 
 import host
-from checking import MOTION_FILE, OTHER_FILE, Graph, close, equal, main, refusal
+from checking import (
+    MOTION_FILE,
+    OTHER_FILE,
+    Graph,
+    close,
+    equal,
+    main,
+    refusal,
+    small_budget,
+    unload,
+)
 
 NO_MIDDLE_FILE = "v3.safetensors"
 STRENGTH = 0.8
@@ -113,12 +123,6 @@ def patched_as_cast(model):
     return sum(bool(getattr(layer, "weight_function", [])) for layer in layers)
 
 
-def unload():
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-
-
 def check_weights_are_w_plus_strength_up_down():
     import torch
 
@@ -207,25 +211,6 @@ def check_strength_zero_changes_nothing():
 def check_diffusers_keys_give_the_same_clip():
     a = GRAPH.ours(GRAPH.put(GRAPH.with_lora()))
     assert equal(GRAPH.ours(GRAPH.put(GRAPH.with_lora("zoom_diffusers.safetensors"))), a)
-
-
-@contextlib.contextmanager
-def small_budget(share=0.1):
-    """Let the host load that share of each model's weights; on a CPU it would load them all."""
-    from comfy.model_management import LoadedModel
-
-    whole = LoadedModel.model_load
-
-    def model_load(loaded, lowvram_model_memory=0, **kwargs):  # noqa: ARG001
-        return whole(loaded, loaded.model_memory() * share, **kwargs)
-
-    LoadedModel.model_load = model_load
-    unload()
-    try:
-        yield
-    finally:
-        LoadedModel.model_load = whole
-        unload()
 
 
 def check_lowvram_with_a_small_budget():

@@ -5,14 +5,13 @@
 tests/test_host_in_process.py starts it and turns each line into a test result.
 """
 
-import contextlib
 import gc
 import os
 import tempfile
 from pathlib import Path
 
 import host
-from checking import MOTION_FILE, OTHER_FILE, Graph, close, equal, main, refusal
+from checking import MOTION_FILE, OTHER_FILE, Graph, close, equal, main, refusal, small_budget, told
 
 GRAPH = Graph()
 apply, sigmas, core_sigmas = GRAPH.apply, GRAPH.sigmas, GRAPH.core_sigmas
@@ -302,22 +301,6 @@ def check_model_that_is_no_unet_is_refused():
     assert "not an SD1.5-shaped UNet" in refusal(apply, other)
 
 
-@contextlib.contextmanager
-def told():
-    """Give the list of the sentences that the pack tells the user meanwhile."""
-    import logging
-
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    handler.addFilter(lambda record: record.getMessage().startswith("[AnimateDiff-Lightning]"))
-    logging.getLogger().addHandler(handler)
-    try:
-        yield messages
-    finally:
-        logging.getLogger().removeHandler(handler)
-
-
 def check_steps_that_do_not_fit_warn():
     with told() as sentences:
         sigmas(apply(), 8)
@@ -496,29 +479,17 @@ def check_dtype_matrix():
 
 def check_lowvram_with_a_small_budget():
     """Load base and motion with room for a tenth of their weights; the host casts the rest."""
-    from unittest import mock
-
-    import comfy.model_management
-
     model = apply()
     reference, plain_before = ours(model), plain()
     motion = model.get_additional_models()[0]
-    comfy.model_management.unload_all_models()
     seen = set()
-
-    def load_a_tenth(loaded, _extra_memory, force_patch_weights=False):
-        tenth = loaded.model.model_size() // 10
-        return loaded.model.partially_load(loaded.device, tenth, force_patch_weights)
 
     def look(*_):
         parts = (model.model, motion.model)
         seen.update((m.model_lowvram, m.model_loaded_weight_memory > 0) for m in parts)
 
-    # at the point where the host shares out memory: on a CPU it would load everything
-    loader = comfy.model_management.LoadedModel
-    with mock.patch.object(loader, "model_use_more_vram", load_a_tenth):
+    with small_budget():
         clip = ours(model, callback=look)
-    comfy.model_management.unload_all_models()
     assert seen == {(True, True)}, seen
     assert equal(clip, reference)
     assert equal(plain(), plain_before)
