@@ -18,6 +18,8 @@ from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
 
+from . import thin_files
+
 PACK = Path(__file__).resolve().parents[1]
 PACK_NAME = "ComfyUI-AnimateDiff-Lightning"
 
@@ -155,13 +157,14 @@ class Server:
             command, cwd=host.folder, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        for _ in range(240):
+        for _ in range(600):
             try:
                 self.get("/system_stats")
                 return
             except OSError:
                 assert self.process.poll() is None, self.log.read_text()[-3000:]
                 time.sleep(0.5)
+        self.process.kill()
         raise TimeoutError(self.log.read_text()[-3000:])
 
     def get(self, path: str):
@@ -235,32 +238,27 @@ def workflow_files() -> set[tuple[str, str]]:
     return {(m["directory"], m["name"]) for p in properties for m in p.get("models", [])}
 
 
-def write_video(path: Path, frames: int = 4) -> None:
-    """Write a small grey MP4."""
-    import av
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("libx264", rate=8)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for _ in range(frames):
-            file.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
-        file.mux(stream.encode())
+@pytest.fixture(scope="session")
+def workflow_models(thin_checkpoint, thin_motion_file, tmp_path_factory):
+    """Paths of thin files by the (model folder, file name) that a shipped workflow asks for."""
+    thin = thin_files.write(tmp_path_factory.mktemp("thin"), thin_checkpoint, thin_motion_file)
+    asked = {file: thin[file[0]] for file in workflow_files()}
+    lcm = {f: thin["AnimateLCM"] for f in asked if f[0] == "animatediff_models" and "LCM" in f[1]}
+    return asked | lcm
 
 
 @pytest.fixture(scope="module")
-def server(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
+def server(comfyui, workflow_models, thin_motion_file, tmp_path_factory):
     """A running server that has thin files under the names of the workflows, and two bad ones."""
     base = tmp_path_factory.mktemp("comfyui")
-    thin = {"checkpoints": thin_checkpoint, "animatediff_models": thin_motion_file}
-    for folder, name in workflow_files():
+    for (folder, name), file in workflow_models.items():
         (base / "models" / folder).mkdir(parents=True, exist_ok=True)
-        (base / "models" / folder / name).symlink_to(thin[folder])
+        (base / "models" / folder / name).symlink_to(file)
     motion_modules = base / "models" / "animatediff_models"
     (motion_modules / "notes.txt").write_text("no motion module")
     (motion_modules / "broken.safetensors").write_bytes(thin_motion_file.read_bytes()[:1000])
     # without a video to choose, the frontend asks the server for the preview of "undefined"
-    write_video(base / "input" / "clip.mp4")
+    thin_files.write_source_video(base / "input" / "source.mp4")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK_NAME).symlink_to(PACK)
     server = Server(comfyui, base)

@@ -1,6 +1,8 @@
 """The shipped workflow files, read without a host: well-formed, downloadable, of a piece."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,18 +14,29 @@ DOWNLOAD_HOSTS = {"huggingface.co", "civitai.com", "localhost"}
 DOWNLOAD_TYPES = {".safetensors", ".sft"}
 MODEL_TYPES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin")
 FRONTEND_NODES = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}  # never sent to the server
+# each is in the oldest host that we support and in the newest that we test
 CORE_NODES = {
     "BasicGuider",
+    "BasicScheduler",
+    "Canny",
+    "CFGGuider",
     "CheckpointLoaderSimple",
     "CLIPTextEncode",
+    "ControlNetApplyAdvanced",
+    "ControlNetLoader",
     "CreateVideo",
     "EmptyLatentImage",
+    "GetImageSize",
     "KSamplerSelect",
+    "LoraLoaderModelOnly",
+    "PreviewImage",
     "RandomNoise",
     "SamplerCustomAdvanced",
     "SaveVideo",
     "VAEDecode",
 }
+TITLE_HEIGHT = 30  # the frontend draws a node's title above its position
+AFTER_SEEDS = ("randomize", "fixed")  # follow each seed in the UI form only
 OUR_NODES = {path.stem for path in (WORKFLOWS.parent / "web" / "docs").glob("*.md")}
 
 
@@ -46,6 +59,16 @@ def api(path) -> dict:
 
 def models(graph: dict) -> list[dict]:
     return [m for node in graph["nodes"] for m in node["properties"].get("models", [])]
+
+
+def widgets(graph: dict, kind: str) -> list[dict]:
+    """Return {widget: value} of every node of a class."""
+    found = []
+    for node in (n for n in graph["nodes"] if n["type"] == kind):
+        names = [port["name"] for port in node["inputs"] if "widget" in port]
+        values = [v for v in node["widgets_values"] if v not in AFTER_SEEDS]
+        found.append(dict(zip(names, values, strict=True)))
+    return found
 
 
 def linked_inputs(graph: dict) -> dict[tuple[str, str], list]:
@@ -143,16 +166,61 @@ def test_api_form_has_the_same_nodes_and_links(graph, api):
 
 
 def test_api_form_has_the_same_values(graph, api):
-    # "randomize" follows each seed in the UI form only
     for node in graph["nodes"]:
         if node["type"] in FRONTEND_NODES:
             continue
         names = [port["name"] for port in node["inputs"] if "widget" in port]
-        values = [v for v in node["widgets_values"] if v not in ("randomize", "fixed")]
+        values = [v for v in node["widgets_values"] if v not in AFTER_SEEDS]
         assert len(names) == len(values)
         inputs = api[str(node["id"])]["inputs"]
         for name, value in zip(names, values, strict=True):
             assert isinstance(inputs[name], list) or inputs[name] == value
+
+
+def test_note_links_every_file_and_names_its_folder(graph):
+    (note,) = [n["widgets_values"][0] for n in graph["nodes"] if n["type"] == "MarkdownNote"]
+    for model in models(graph):
+        assert f"- models/{model['directory']}: [{model['name']}]({model['url']})\n" in note
+
+
+def test_no_prompt_is_dead(graph):
+    """A negative prompt only stands where cfg reads it."""
+    for guider in widgets(graph, "CFGGuider"):
+        assert guider["cfg"] > 1
+    guiders = len(widgets(graph, "BasicGuider")) + len(widgets(graph, "CFGGuider"))
+    assert guiders == 1
+    prompts = len(widgets(graph, "CLIPTextEncode")) + len(widgets(graph, "ADL_PromptTravel"))
+    assert prompts == 1 + len(widgets(graph, "CFGGuider"))
+
+
+def test_numbers_that_belong_together_agree(graph):
+    (latent,) = widgets(graph, "EmptyLatentImage")
+    for kind in ("ADL_PromptTravel", "ADL_PlotContext"):
+        for node in widgets(graph, kind):
+            assert node["num_frames"] == latent["batch_size"]
+    for noise, context in itertools.product(
+        widgets(graph, "ADL_VideoNoise"), widgets(graph, "ADL_SlidingContext")
+    ):
+        for name in ("context_length", "context_overlap"):
+            assert noise[name] == context[name]
+
+
+def test_name_tells_the_steps(path, graph):
+    """A number of steps in the name is that of the file, and of the scheduler."""
+    (scheduler,) = widgets(graph, "ADL_LightningScheduler") or widgets(graph, "BasicScheduler")
+    for promised in re.findall(r"(\d+)-step", path.stem):
+        assert scheduler["steps"] == int(promised)
+    for model in models(graph):
+        for distilled in re.findall(r"lightning_(\d)step", model["name"]):
+            assert scheduler["steps"] == int(distilled)
+
+
+def test_nodes_do_not_overlap(graph):
+    boxes = [(n["id"], *n["pos"], *n["size"]) for n in graph["nodes"]]
+    for (one, x, y, w, h), (other, x2, y2, w2, h2) in itertools.combinations(boxes, 2):
+        beside = x + w <= x2 or x2 + w2 <= x
+        below = y + h <= y2 - TITLE_HEIGHT or y2 + h2 <= y - TITLE_HEIGHT
+        assert beside or below, (one, other)
 
 
 def test_thumbnail_is_small(path):
