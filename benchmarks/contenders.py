@@ -27,14 +27,21 @@ def comfyui_path():
     return Path(os.environ.get("COMFYUI_PATH", default).split(":")[0])
 
 
+def start_host(*flags):
+    """Start the host with both packs and no files; returns our nodes by id."""
+    host.start(comfyui_path(), *flags)
+    logging.getLogger().setLevel(logging.WARNING)
+    nodes = host.our_nodes()
+    ade_pack()
+    return nodes
+
+
 def start(*flags):
     """Start the host, load both packs, make the random full-size files where they are missing.
 
     Returns the base MODEL and both contenders: name -> function(base, context) -> MODEL.
     """
-    host.start(comfyui_path(), *flags)
-    logging.getLogger().setLevel(logging.WARNING)
-    nodes = host.our_nodes()
+    nodes = start_host(*flags)
     MODELS.mkdir(parents=True, exist_ok=True)
     if not (MODELS / MOTION_FILE).exists():
         host.random_motion_module(MODELS / MOTION_FILE, thin=False)

@@ -17,6 +17,10 @@ from .config import MotionModuleConfig
 
 # CUDA's attention kernels take batches below 2^16 only; ComfyUI splits its own at 2^15, too
 MAX_ATTENTION_BATCH = 2**15
+# a long clip goes through in parts of about this many tokens: on a CPU what the caches hold, on any
+# other device enough to keep it busy without the feed-forward's eightfold copy of the whole clip
+PART_TOKENS = {"cpu": 2**11}
+PART_TOKENS_ELSEWHERE = 2**16
 
 
 def sinusoidal_positions(num_positions: int, channels: int) -> Tensor:
@@ -182,12 +186,24 @@ class TemporalTransformer(nn.Module):
         clips = x.unflatten(0, (-1, num_frames))  # b f c h w
         hidden = self.normalise(x, num_frames).permute(0, 3, 4, 1, 2)  # b h w f c
         hidden = hidden.reshape(-1, num_frames, x.shape[1])  # (b h w) f c
-        hidden = self.proj_in(hidden)
-        for block in self.transformer_blocks:
-            hidden = block(hidden, scale, windows)
-        hidden = self.proj_out(hidden)
+        hidden = self.mix_in_parts(hidden, scale, windows)
         hidden = hidden.view(clips.shape[0], *x.shape[2:], num_frames, x.shape[1])  # b h w f c
         return (clips + hidden.permute(0, 3, 4, 1, 2)).flatten(0, 1)  # (b f) c h w
+
+    def mix_in_parts(self, x: Tensor, scale: float, windows: FrameWindows | None) -> Tensor:
+        """Mix the frames of each position, for a long clip some positions at a time."""
+        if windows is None:
+            return self.mix(x, scale, None)
+        tokens = PART_TOKENS.get(x.device.type, PART_TOKENS_ELSEWHERE)
+        parts = x.split(max(1, tokens // x.shape[1]))
+        return torch.cat([self.mix(part, scale, windows) for part in parts])
+
+    def mix(self, x: Tensor, scale: float, windows: FrameWindows | None) -> Tensor:
+        """Mix the frames of each position, shape (positions, frames, channels)."""
+        x = self.proj_in(x)
+        for block in self.transformer_blocks:
+            x = block(x, scale, windows)
+        return self.proj_out(x)  # (b h w) f c
 
     def normalise(self, x: Tensor, num_frames: int) -> Tensor:
         """Apply the GroupNorm in its scope; returns (batch, frames, channels, height, width)."""

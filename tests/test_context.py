@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from animatediff_lightning.motion_module import temporal
 from animatediff_lightning.motion_module.temporal import TemporalTransformer
 from animatediff_lightning.samplers import context
 from animatediff_lightning.samplers.context import FUSES, SCHEDULES, ContextOptions
@@ -100,6 +101,19 @@ def test_windows_reach_beyond_the_positions_and_are_seen_alone(part: TemporalTra
     plan = context.plan(32, ContextOptions(16, 0, "static", "flat")).to(x)
     apart = torch.cat([part(half, 16) for half in x.chunk(2)])
     torch.testing.assert_close(part(x, 32, windows=plan), apart, rtol=1e-4, atol=1e-5)
+
+
+def test_long_clips_in_parts_equal_the_whole(part: TemporalTransformer, monkeypatch):
+    """Of 2 x 5 x 3 positions, at most two at a time: 15 calls instead of one."""
+    x = torch.randn(2 * 24, 32, 5, 3, generator=torch.Generator().manual_seed(2))
+    plan = context.plan(24, ContextOptions(8, 3)).to(x)
+    calls = []
+    part.proj_in.register_forward_hook(lambda _m, inputs, _o: calls.append(len(inputs[0])))
+    whole = part(x, 24, windows=plan)
+    assert calls == [30]
+    monkeypatch.setitem(temporal.PART_TOKENS, "cpu", 24 * 2)
+    torch.testing.assert_close(part(x, 24, windows=plan), whole, rtol=1e-4, atol=1e-5)
+    assert calls[1:] == [2] * 15
 
 
 def test_overlapping_windows_are_fused_by_weight(part: TemporalTransformer):
