@@ -24,7 +24,7 @@ from comfy_execution.utils import get_executing_context
 from ..motion_module import checkpoint, files, inject, layout
 from ..motion_module import lora as motion_lora
 from ..samplers import context, schedule
-from . import checks
+from . import checks, preview
 from .windows import LatentWindows, SlidingContext, current_step
 
 KEY = "animatediff_lightning"
@@ -189,6 +189,10 @@ class AppliedMotion:
         default_factory=weakref.WeakKeyDictionary
     )
 
+    def num_frames(self, x: torch.Tensor, transformer_options: dict) -> int:
+        """Return the frames of a clip (or window) in the batch of a model call."""
+        return self.window_length or x.shape[0] // len(transformer_options["cond_or_uncond"])
+
 
 def applied_motion(model: ModelPatcher) -> AppliedMotion | None:
     """Return what Apply Motion Module left on this MODEL, None if it never passed one."""
@@ -236,7 +240,9 @@ def apply_motion_module(
 def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: SlidingContext) -> None:
     checks.check_window(sliding.options.context_length, applied.file.config.max_frames)
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _prepare_sampling(sliding))
-    if sliding.where == "latents":
+    if sliding.where == "features":
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model(applied, sliding))
+    else:
         model.model_options["context_handler"] = LatentWindows(
             sliding,
             on_length=lambda length: setattr(applied, "window_length", length),
@@ -332,7 +338,10 @@ def _injection(applied: AppliedMotion, motion_module: torch.nn.Module) -> Patche
 
 
 def _outer_sample(applied: AppliedMotion):
-    def check_and_sample(executor, noise, latent_image, sampler, sigmas, *args, **kwargs):
+    def check_and_sample(
+        executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args,
+        **kwargs,
+    ):  # fmt: skip
         guider = executor.class_obj
         run, config = applied.run, applied.file.config
         longest = None if applied.sliding is not None else config.max_frames
@@ -345,7 +354,10 @@ def _outer_sample(applied: AppliedMotion):
         for sentence in checks.text_warnings(_prompt_lengths(guider), noise.shape[0]):
             warn(sentence)
         try:
-            return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            callback = preview.with_contact_sheet(callback)
+            return executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs
+            )
         finally:
             run.num_frames = run.windows = None  # hooks that outlive the run then do nothing
             handler = guider.model_options.get("context_handler")
@@ -364,21 +376,26 @@ def _prompt_lengths(guider) -> set[int]:
 def _diffusion_model(applied: AppliedMotion):
     # torch.compile does not guard forward hooks; a wrapper of each Apply's own makes it recompile
     def set_num_frames(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        chunks = len(transformer_options["cond_or_uncond"])
-        num_frames = applied.window_length or x.shape[0] // chunks
-        applied.run.num_frames = num_frames
-        applied.run.windows = _feature_windows(applied.sliding, num_frames, x, transformer_options)
+        applied.run.num_frames = applied.num_frames(x, transformer_options)
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     return set_num_frames
 
 
+def _apply_model(applied: AppliedMotion, sliding: SlidingContext):
+    # around what torch.compile traces: reading the step off the noise level would break its graph
+    def plan(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        frames = applied.num_frames(x, transformer_options)
+        applied.run.windows = _feature_windows(sliding, frames, x, transformer_options)
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    return plan
+
+
 def _feature_windows(
-    sliding: SlidingContext | None, num_frames: int, x: torch.Tensor, transformer_options: dict
+    sliding: SlidingContext, num_frames: int, x: torch.Tensor, transformer_options: dict
 ) -> context.ContextWindows | None:
     """Return the windows inside the temporal attention, None where all frames see each other."""
-    if sliding is None or sliding.where != "features":
-        return None
     if num_frames <= sliding.options.context_length:
         return None
     step = current_step(transformer_options["sigmas"], transformer_options["sample_sigmas"])

@@ -14,6 +14,7 @@ import torch
 from ..samplers import context
 
 Where = Literal["latents", "features"]
+ADVANCED = "sub_idxs"  # the field by which Advanced-ControlNet knows its own
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class LatentWindows:
     on_length: Callable[[int | None], None]
     fits: Callable[[list[int], object], bool]
     check_cancelled: Callable[[], None]
+    _plan: context.ContextWindows | None = None  # whose hints _controls holds
     _controls: dict[tuple, object] = field(default_factory=dict)
+    _links: list[tuple[object, object]] = field(default_factory=list)
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:  # noqa: ARG002
         """Tell whether the clip is longer than a window."""
@@ -65,6 +68,9 @@ class LatentWindows:
         step = current_step(timestep, shared["sample_sigmas"])
         plan = context.plan(len(x_in), self.context.options, step)
         length = plan.indices.shape[1]
+        if self._plan is None or not torch.equal(plan.indices, self._plan.indices):
+            self._controls.clear()  # or moving windows would pile up scaled hints
+        self._plan = plan
         fused = [torch.zeros_like(x_in) for _ in conds]
         self.on_length(length)
         try:
@@ -88,17 +94,22 @@ class LatentWindows:
                     # one by one: windows of a call overlap
                     for window, frames in zip(windows, plan.indices[rows], strict=True):
                         total[frames] += window
+                self._unlink()
         finally:
             shared.pop("ad_params", None)
+            self._unlink()
             self.on_length(None)
         return fused
 
     def end_run(self) -> None:
         """Let go of what was sliced for a run."""
+        self._plan = None
         self._controls.clear()
 
     def _windows_a_call(self, model, conds, x_in) -> int:
         length = self.context.options.context_length
+        if any(slices_itself(c.get("control")) for cond in conds for c in cond or ()):
+            return 1  # it looks frames up by number, and a call of several windows repeats some
         if self.context.windows_per_call:
             return self.context.windows_per_call
         chunks = sum(len(c) for c in conds if c is not None)
@@ -124,11 +135,13 @@ class LatentWindows:
     def _slice_control(self, control, index: torch.Tensor):
         """Return a shallow copy of a ControlNet, and of those before it, with the windows' hints.
 
-        One copy for all conditionings, or the host could not batch them; kept through the run, so
-        that hints are scaled once.
+        One copy for all conditionings, or the host could not batch them; kept while the windows
+        stay, so that hints are scaled once.
         """
-        # Advanced-ControlNet reads ad_params and slices by itself
-        if control is None or hasattr(control, "sub_idxs"):
+        if control is None:
+            return None
+        if hasattr(control, ADVANCED):
+            self._link(control, index)
             return control
         key = (id(control), tuple(index.tolist()))
         if key not in self._controls:
@@ -139,9 +152,28 @@ class LatentWindows:
             sliced.cond_hint = None
             if hasattr(sliced, "control_input"):  # T2I-Adapter's cache
                 sliced.control_input = None
-            sliced.previous_controlnet = self._slice_control(control.previous_controlnet, index)
             self._controls[key] = sliced
-        return self._controls[key]
+        sliced = self._controls[key]
+        sliced.previous_controlnet = self._slice_control(control.previous_controlnet, index)
+        return sliced
+
+    def _link(self, control, index: torch.Tensor) -> None:
+        """Put sliced ones before a control that slices itself alone, until the call is over."""
+        if all(linked is not control for linked, _ in self._links):
+            self._links.append((control, control.previous_controlnet))
+            control.previous_controlnet = self._slice_control(control.previous_controlnet, index)
+
+    def _unlink(self) -> None:
+        while self._links:
+            control, previous = self._links.pop()
+            control.previous_controlnet = previous
+
+
+def slices_itself(control) -> bool:
+    """Tell whether Advanced-ControlNet is in a chain: it slices its own hints by ad_params."""
+    while control is not None and not hasattr(control, ADVANCED):
+        control = control.previous_controlnet
+    return control is not None
 
 
 def slice_frames(value, index: torch.Tensor, num_frames: int):

@@ -3,6 +3,7 @@
 PYTHON_OF_COMFYUI tests/host/context_checks.py COMFYUI_FOLDER MODELS_FOLDER [CHECK ...]
 """
 
+import controls
 import host
 from checking import Graph, close, equal, main, refusal
 
@@ -159,6 +160,72 @@ def check_each_window_sees_its_own_hints():
         got = [(h / scale).int().tolist() for _, _, h in control.seen]
         assert got == wanted, got
         assert control.cond_hint_original.shape[0] == 20
+
+
+def check_core_controls_equal_each_window_by_hand():
+    """A T2I-Adapter with fewer hints than frames, and two ControlNets in a chain, with guidance.
+
+    Static windows, flat weights, one step: the mean of what each window gives by itself.
+    """
+    drawn, few = controls.hints(14), controls.hints(5, seed=1)
+    every = list(range(14))
+
+    def adapter(rows):  # five hints for 14 frames: they start anew
+        return controls.control("t2i_adapter", few if rows is every else few[[i % 5 for i in rows]])
+
+    def chain(rows):
+        below = controls.control("other_controlnet", drawn[rows] ** 2)
+        return controls.control("controlnet", drawn[rows], previous=below)
+
+    without = window_by_window(lambda _rows: None)
+    context = sliding(schedule="static", fuse="flat", windows_per_call=2)
+    for make in (adapter, chain):
+        wanted = window_by_window(make)
+        assert close(wanted, without) > 1e-3, "the control did nothing"
+        clip = run(context, frames=14, steps=1, cfg=1.5, control=make(every))
+        assert close(clip, wanted) < 1e-5, (make, close(clip, wanted))
+        # the hints of the first window for all frames are something else
+        assert close(window_by_window(lambda _rows, m=make: m(every[:8])), wanted) > 1e-3
+
+
+def window_by_window(control):
+    """Return the mean of the windows 0-7 and 6-13, each with `control(its frames)`."""
+    import torch
+
+    model = GRAPH.apply()
+    noise = torch.randn(14, 4, 8, 8, generator=torch.manual_seed(0))
+    total, count = torch.zeros(14, 4, 8, 8), torch.zeros(14, 1, 1, 1)
+    for window in (list(range(8)), list(range(6, 14))):
+        total[window] += host.sample(
+            model, GRAPH.sigmas(model, 1), frames=8, noise=noise[window], cfg=1.5,
+            control=control(window),
+        )  # fmt: skip
+        count[window] += 1
+    return total / count
+
+
+def check_moving_windows_do_not_pile_up_hints():
+    import gc
+    import weakref
+
+    copies, counts = [], []
+
+    class Noted(StubControl):
+        def __copy__(self):
+            copied = object.__new__(Noted)
+            copied.__dict__ |= self.__dict__
+            copies.append(weakref.ref(copied))
+            return copied
+
+    def alive(*_):
+        gc.collect()
+        counts.append(sum(ref() is not None for ref in copies))
+
+    run(sliding(), frames=14, steps=3, control=Noted(controls.hints(14, size=8)), callback=alive)
+    assert len(copies) > 6, "the windows did not move"
+    assert max(counts) <= 4, counts  # the windows of one step
+    alive()
+    assert counts[-1] == 0, "hints outlive the run"
 
 
 def check_ad_params_name_the_frames():
