@@ -19,6 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import sd15_config
 from .library_errors import one_sentence
+from .miniature.vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
 CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -31,7 +32,7 @@ class BaseModel:
 
     name: str
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: AutoencoderKL | PixelUnshuffleVAE
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     prediction_type: str
@@ -127,11 +128,19 @@ def _load_folder(
     return BaseModel(
         name=path.name,
         unet=_load_part(UNet2DConditionModel, path, "unet"),
-        vae=_load_part(AutoencoderKL, path, "vae"),
+        vae=_load_vae(path),
         text_encoder=_load_part(CLIPTextModel, path, "text_encoder"),
         tokenizer=load_tokenizer(tokenizer or path / "tokenizer"),
         prediction_type=prediction_type or _scheduled_prediction_type(path),
     )
+
+
+def _load_vae(path: Path) -> torch.nn.Module:
+    with one_sentence(f"{path.name}/vae"):
+        config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
+    if config.get("_class_name") == PixelUnshuffleVAE.__name__:
+        return PixelUnshuffleVAE.from_config(config)  # it has no weights
+    return _load_part(AutoencoderKL, path, "vae")
 
 
 def _load_part(kind: type, path: Path, part: str) -> torch.nn.Module:

@@ -12,12 +12,17 @@ from typing import Annotated
 
 import typer
 
+from . import cli_miniature
+from .cli_train_motion import train_motion
+
 PROGRAM = "animatediff-lightning"
 DISTRIBUTION = "comfyui-animatediff-lightning"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # typer carries a click of its own, whose error class has no public name
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+app.add_typer(cli_miniature.miniature, name="miniature")
+app.add_typer(cli_miniature.evaluate, name="evaluate")
 
 
 class Sampler(str, Enum):
@@ -47,6 +52,9 @@ class KeyLayout(str, Enum):
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on `arguments` (default: the command line's) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # diffusers' and transformers' notes on optional packages would bury ours
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         code = app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):  # which of these, or 130, depends on typer's age
@@ -84,8 +92,11 @@ def program(
 @app.command()
 def generate(
     base: Annotated[
-        Path | None,
-        typer.Option(help="SD1.5 checkpoint file, or a diffusers folder."),
+        str | None,
+        typer.Option(
+            metavar="FILE|DIR|miniature:STYLE",
+            help="SD1.5 checkpoint, diffusers folder, or a base model of the bundled miniature.",
+        ),
     ] = None,
     motion_module: Annotated[
         Path | None, typer.Option(help="Motion module file, in either released layout.")
@@ -101,14 +112,20 @@ def generate(
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
     negative_prompt: Annotated[str, typer.Option(help="Needs a --cfg other than 1.")] = "",
-    steps: Annotated[int, typer.Option(help="As many as the module was distilled for.")] = 4,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Default: as many as the module was distilled for, or 4 if unknown."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="The same for every prompt.")] = 0,
     frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
     width: Annotated[
         int | None, typer.Option(help="Pixels; default: the base model's own, SD1.5 512.")
     ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels; default: as --width.")] = None,
-    cfg: Annotated[float, typer.Option(help="1 for distilled modules, 7.5 for others.")] = 1.0,
+    cfg: Annotated[
+        float | None,
+        typer.Option(help="1 for distilled modules, 7.5 for others; default: the file's, or 1."),
+    ] = None,
     sampler: Annotated[
         Sampler, typer.Option(help="euler: Lightning; dpmpp: undistilled; lcm: AnimateLCM.")
     ] = Sampler.euler,
@@ -137,7 +154,7 @@ def generate(
 ) -> None:
     """Make a clip for every prompt, all from the same seed.
 
-    Without --base and --motion-module, small models with RANDOM weights show that it runs.
+    Without --base and --motion-module the bundled miniature draws, a toy world of 16 x 16 pixels.
     """
     from .request import ClipRequest, parse_motion_lora, read_prompts
 
@@ -149,22 +166,18 @@ def generate(
         height=height, cfg=cfg, sampler=sampler.value, motion_scale=motion_scale, fps=fps, out=out,
         context_length=context_length, context_overlap=context_overlap,
     )  # fmt: skip
-    if (base is None) != (motion_module is None):
-        missing = "--base" if base is None else "--motion-module"
-        raise ValueError(f"{missing} is missing; give both, or neither to try random weights.")
+    miniature = base is None or base.startswith("miniature:")
+    if base is None and motion_module is not None:
+        raise ValueError("--base is missing; give both, or neither to use the miniature.")
+    if motion_module is None and not miniature:
+        raise ValueError("--motion-module is missing; give both, or neither to use the miniature.")
     loras = tuple(parse_motion_lora(text) for text in motion_lora or ())
-    if loras and motion_module is None:
-        raise ValueError("a --motion-lora needs the --motion-module that it was made for.")
     for file, what in (
-        (base, "base model"), (motion_module, "motion module"),
+        (None if miniature else Path(base), "base model"), (motion_module, "motion module"),
         *((file, "motion LoRA") for file, _ in loras),
     ):  # fmt: skip
         if file is not None and not file.exists():
             raise ValueError(f"the {what} {file} was not found.")
-
-    # diffusers' and transformers' notes on optional packages would bury ours
-    for library in ("DIFFUSERS", "TRANSFORMERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
     from .clips import ModelChoice, make_clips
 
@@ -208,3 +221,6 @@ def convert(
     from .convert import convert_file
 
     print(convert_file(file, to.value, out, overwrite=force))
+
+
+app.command()(train_motion)

@@ -4,31 +4,35 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from ..motion_module import checkpoint, lora
-from . import random_models, video
+from . import video
 from .base_models import BaseModel, load_base, quiet_libraries
 from .generate import check_positions, decode, generate_latents
-from .request import ClipRequest
+from .miniature import shipped, styles, world
+from .request import DEFAULT_STEPS, ClipRequest
 
-RANDOM_NOTICE = (
-    "note: no models were given, so small ones with RANDOM weights show that the pipeline works "
-    "and the clip is coloured noise; for a real clip pass --base (an SD1.5 checkpoint) and "
-    "--motion-module (animatediff_lightning_4step_comfyui.safetensors)."
+MINIATURE_NOTICE = (
+    "note: this is the miniature, a toy world of 16 x 16 pixels that comes with the package; for a "
+    "real clip pass --base (an SD1.5 checkpoint) and --motion-module "
+    "(animatediff_lightning_4step_comfyui.safetensors)."
 )
-_SMALLEST_SIDE = 256  # the random models draw thumbnails, too small to look at
+_SMALLEST_SIDE = 256  # the miniature draws thumbnails, too small to look at
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which files to load and how; without files, the random models. See load_base."""
+    """Which files to load and how; without files, the bundled miniature. See load_base.
 
-    base: Path | None = None
+    `base` may also be "miniature:STYLE", one of the miniature's base models.
+    """
+
+    base: Path | str | None = None
     motion_module: Path | None = None
     motion_loras: tuple[tuple[Path, float], ...] = ()  # (file, strength)
     tokenizer: Path | None = None
@@ -46,12 +50,17 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     quiet_libraries()
     device = choose_device(models.device)
     dtype = choose_dtype(models.dtype, device)
-    random = models.base is None
-    if random:
-        _say(RANDOM_NOTICE)
-        made = random_models.ensure()
-        models = ModelChoice(made.base, made.motion_module, prediction_type=models.prediction_type)
+    miniature = is_miniature(models.base)
+    if miniature:
+        _say(MINIATURE_NOTICE)
+        for prompt in (*request.prompts, request.negative_prompt):
+            world.check_prompt(prompt)
+        models = with_miniature(models)
     known = checkpoint.load(models.motion_module)
+    request = request.settled(
+        known.steps or (shipped.STEPS if miniature else DEFAULT_STEPS),
+        float(known.metadata.get("cfg", 1)),
+    )
     loras = _load_loras(models.motion_loras, known)
     check_positions(known.config.max_frames, request)
     for doubt in request.doubts(known.steps):
@@ -64,11 +73,24 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     _warn_of_long_prompts(base, request)
     module = known.build(dtype=dtype).to(device)
     lora.merge(module, loras)
-    side = _SMALLEST_SIDE if random else 1
     return [
-        _make_clip(base, module, prompt, request, out, side)
+        _make_clip(base, module, prompt, request, out, miniature)
         for prompt, out in zip(request.prompts, request.outputs(), strict=True)
     ]
+
+
+def is_miniature(base: Path | str | None) -> bool:
+    """Tell whether a choice of base model means one of the miniature's."""
+    return base is None or str(base).startswith(shipped.PREFIX)
+
+
+def with_miniature(models: ModelChoice) -> ModelChoice:
+    """Return the choice with the miniature's files; ValueError for a style that it lacks."""
+    style = str(models.base or shipped.PREFIX + styles.F0).removeprefix(shipped.PREFIX)
+    return replace(
+        models, base=shipped.base(style),
+        motion_module=models.motion_module or shipped.motion_module(),
+    )  # fmt: skip
 
 
 def _load_loras(
@@ -117,22 +139,26 @@ def _make_clip(
     prompt: str,
     request: ClipRequest,
     out: Path,
-    smallest_side: int,
+    miniature: bool,
 ) -> Path:
     start = time.perf_counter()
     # one frame: the bare image model, as the warning said
     motion = module if request.frames > 1 else None
     with tqdm(total=request.steps, desc=out.stem, unit="step", disable=None) as bar:
         latents = generate_latents(base, motion, prompt, request, on_step=bar.update)
-    frames = video.enlarge(decode(base, latents).numpy(), smallest_side)
+    frames = video.enlarge(decode(base, latents).numpy(), _SMALLEST_SIDE if miniature else 1)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         video.write_clip(out, frames, request.fps)
     for warning in caught:
         _say(f"warning: {warning.message}")
+    if miniature and out.suffix.lower() != ".png":
+        video.write_clip(out.with_suffix(".png"), frames, request.fps)
     count, height, width, _ = frames.shape
+    sheet = f" and {out.with_suffix('.png').name}" if miniature else ""
     print(
-        f"wrote {out}: {count} frame{'s' * (count > 1)} of {width}x{height}, {request.fps:g} fps, "
+        f"wrote {out}{sheet}: {count} frame{'s' * (count > 1)} of {width}x{height}, "
+        f"{request.fps:g} fps, "
         f"in {time.perf_counter() - start:.1f} s."
     )
     return out

@@ -5,7 +5,7 @@ hosts make the same clip. Section 4 of AnimateDiff-Lightning (arXiv 2403.12706).
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, LCMScheduler
@@ -47,7 +47,7 @@ def generate_latents(
         check_positions(motion_module.config.max_frames, request)
     generator = torch.Generator().manual_seed(request.seed)
     x = initial_noise(base, request, generator).to(base.device)
-    sample = {"euler": _euler, "dpmpp": _dpmpp, "lcm": _lcm}[request.sampler]
+    sample = SAMPLE[request.sampler]
     predict_eps = eps_predictor(base, prompt, request)
     if request.context is not None:
         predict_eps = in_windows(predict_eps, request.context)
@@ -86,23 +86,37 @@ def initial_noise(base: BaseModel, request: ClipRequest, generator: torch.Genera
 
 
 def eps_predictor(base: BaseModel, prompt: str, request: ClipRequest) -> PredictEps:
-    """Return predict_eps(x_t, t) of the base model for one clip, guided where cfg is not 1.
+    """Return predict_eps(x_t, t) of the base model for one clip, guided where cfg is not 1."""
+    return clips_predictor(base, [prompt], request.negative_prompt, request.cfg)
 
-    Guidance runs two clips in one batch: eps = eps_negative + cfg (eps_prompt - eps_negative).
+
+def clips_predictor(
+    base: BaseModel, prompts: Sequence[str], negative_prompt: str = "", cfg: float = 1.0
+) -> PredictEps:
+    """Return predict_eps(x_t, t) for one clip a prompt, x_t being (clips x frames, c, h, w).
+
+    Guidance doubles the batch: eps = eps_negative + cfg (eps_prompt - eps_negative).
     """
-    prompts = [prompt] if request.cfg == 1 else [prompt, request.negative_prompt]
-    text = torch.cat([encode_prompt(base, p) for p in prompts])
+    wanted = torch.cat([encode_prompt(base, p) for p in prompts])
+    text = wanted if cfg == 1 else _with_negative(base, wanted, negative_prompt)
 
     def predict_eps(x: Tensor, t: int) -> Tensor:
-        batch = x.repeat(len(prompts), 1, 1, 1).to(base.dtype)
-        text_of_frames = text.repeat_interleave(len(x), dim=0)  # (clips f) tokens width
+        guided = len(text) // len(prompts)
+        frames = len(x) // len(prompts)
+        batch = x.repeat(guided, 1, 1, 1).to(base.dtype)
+        text_of_frames = text.repeat_interleave(frames, dim=0)  # (clips f) tokens width
         out = base.unet(batch, t, encoder_hidden_states=text_of_frames).sample.float()
         wanted, *unwanted = (
-            prediction.as_eps(o, x, t, base.prediction_type) for o in out.chunk(len(prompts))
+            prediction.as_eps(o, x, t, base.prediction_type) for o in out.chunk(guided)
         )
-        return unwanted[0] + request.cfg * (wanted - unwanted[0]) if unwanted else wanted
+        return unwanted[0] + cfg * (wanted - unwanted[0]) if unwanted else wanted
 
     return predict_eps
+
+
+def _with_negative(base: BaseModel, wanted: Tensor, negative_prompt: str) -> Tensor:
+    unwanted = encode_prompt(base, negative_prompt).expand_as(wanted)
+    return torch.cat([wanted, unwanted])
 
 
 def in_windows(predict_eps: PredictEps, options: context.ContextOptions) -> PredictEps:
@@ -172,3 +186,6 @@ def _with_scheduler(
 
 def _nothing() -> None:
     pass
+
+
+SAMPLE = {"euler": _euler, "dpmpp": _dpmpp, "lcm": _lcm}

@@ -1,12 +1,9 @@
-"""A small base model and motion module with RANDOM weights, to try the pipeline without a download.
+"""A small base model and motion module with RANDOM weights, for tests of the pipeline.
 
 They are shaped like SD1.5 and AnimateDiff v2 but know nothing: their clips are coloured noise.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ..motion_module import checkpoint, layout
 from ..motion_module.config import MotionModuleConfig
 from ..motion_module.module import MotionModule
+from .cache import cache_folder, made_once
 from .sd15_config import MODEL_INDEX, SCHEDULER
 
-CACHE_VARIABLE = "ANIMATEDIFF_LIGHTNING_CACHE"
 SEED = 0
 _VERSION = 1  # of the folder: raise it when the models change
 _CHANNELS = (32, 64, 128, 128)
@@ -39,31 +36,10 @@ class RandomModels:
 def ensure(cache: Path | None = None) -> RandomModels:
     """Return the random models in the cache folder, and make them there first where missing.
 
-    `cache` defaults to $ANIMATEDIFF_LIGHTNING_CACHE or the platform's cache folder. Always the same
-    weights. A folder appears whole or not at all.
+    Always the same weights.
     """
-    folder = (cache or cache_folder()) / f"random-models-{_VERSION}"
-    models = RandomModels(folder / "base", folder / "random_motion_module.safetensors")
-    if folder.is_dir():
-        return models
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".random-models-", dir=folder.parent))
-    try:
-        write(temporary)
-        _rename(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return models
-
-
-def cache_folder() -> Path:
-    """Return where downloads and generated models are kept."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    if os.name == "nt" and os.environ.get("LOCALAPPDATA"):
-        return Path(os.environ["LOCALAPPDATA"]) / "animatediff-lightning"
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return caches / "animatediff-lightning"
+    folder = made_once((cache or cache_folder()) / f"random-models-{_VERSION}", write)
+    return RandomModels(folder / "base", folder / "random_motion_module.safetensors")
 
 
 def write(folder: Path, prediction_type: str = "epsilon") -> RandomModels:
@@ -153,14 +129,3 @@ def _byte_letters() -> list[str]:
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = range(256, 256 + 256 - len(plain))
     return [chr(n) for n in (*plain, *others)]
-
-
-def _rename(temporary: Path, folder: Path) -> None:
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o777 & ~umask)  # mkdtemp makes folders for the owner alone
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # unless another process was first: its weights are the same
-            raise

@@ -9,6 +9,7 @@ from ..samplers import advice
 
 SAMPLERS = ("euler", "dpmpp", "lcm")
 CLIP_EXTENSIONS = (".mp4", ".gif", ".webp", ".png")
+DEFAULT_STEPS = 4  # of a motion module that does not tell
 MAX_STEPS = 1000  # training timesteps
 MAX_FPS = 240
 MAX_GIF_FPS = 50  # viewers slow down anything below two hundredths of a second a frame
@@ -21,7 +22,8 @@ MAX_LORA_STRENGTH = 10
 class ClipRequest:
     """One clip for every prompt, all from the same seed. Holds the defaults of `generate`.
 
-    `width` and `height` are in pixels, None: the size that the base model was trained for. `out` is
+    `steps` and `cfg` None: the motion module's own, see `settled`. `width` and `height` are in
+    pixels, None: the size that the base model was trained for. `out` is
     the file of a single clip; several get -0, -1, ... before the extension. `context_length` cuts
     longer clips into windows (samplers/context.py). Raises ValueError, with
     one sentence, for anything out of range.
@@ -29,12 +31,12 @@ class ClipRequest:
 
     prompts: tuple[str, ...]
     negative_prompt: str = ""
-    steps: int = 4
+    steps: int | None = DEFAULT_STEPS
     seed: int = 0
     frames: int = 16
     width: int | None = None
     height: int | None = None
-    cfg: float = 1.0
+    cfg: float | None = 1.0
     sampler: str = "euler"
     motion_scale: float = 1.0
     fps: float = 8.0
@@ -84,6 +86,14 @@ class ClipRequest:
         if kind == ".gif" and self.fps > MAX_GIF_FPS:
             raise ValueError(f"a GIF plays at most {MAX_GIF_FPS} fps; lower --fps or write .mp4.")
         check_writable(self.out)
+
+    def settled(self, steps: int, cfg: float) -> "ClipRequest":
+        """Return the request with the motion module's steps and cfg where it names none."""
+        return replace(
+            self,
+            steps=steps if self.steps is None else self.steps,
+            cfg=cfg if self.cfg is None else self.cfg,
+        )
 
     def sized(self, width: int, height: int, factor: int) -> "ClipRequest":
         """Return the request with its size filled in from the base model's.

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from animatediff_lightning.distill import clips, random_models
+from animatediff_lightning.distill.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.cli import main
 from animatediff_lightning.motion_module import checkpoint
 from PIL import Image
@@ -33,7 +34,7 @@ def cache(tmp_path_factory):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # thin models: threads of two processes would only spin
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(random_models.CACHE_VARIABLE, str(folder))
+        patch.setenv(CACHE_VARIABLE, str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
@@ -55,7 +56,14 @@ def run(capsys):
     return call
 
 
+def using(base, motion_module):
+    return ["--base", base, "--motion-module", motion_module]
+
+
 def generate(run, out, *arguments, prompt="a cat"):
+    if "--base" not in arguments:
+        made = random_models.ensure()
+        arguments = (*using(made.base, made.motion_module), *arguments)
     code, said, warned = run("generate", "--prompt", prompt, "--out", out, *SMALL, *arguments)
     assert code == 0, warned
     return said, warned
@@ -65,7 +73,7 @@ def sheet(run, out, *arguments, **options):
     """Return a clip's frames, losslessly, as the contact sheet's tiles."""
     generate(run, out, *arguments, **options)
     pixels = np.array(Image.open(out))
-    return pixels.reshape(-1, 256, 2, 256, 3).swapaxes(1, 2).reshape(-1, 256, 256, 3)[:3]
+    return pixels.reshape(-1, 64, 2, 64, 3).swapaxes(1, 2).reshape(-1, 64, 64, 3)[:3]
 
 
 # ---- clips
@@ -98,16 +106,16 @@ def test_both_names_are_one_program(tmp_path):
         assert done.stdout.startswith("animatediff-lightning ")
 
 
-def test_mp4_as_asked_and_random_weights_named(run, tmp_path):
+def test_mp4_as_asked(run, tmp_path):
     out = tmp_path / "new folder" / "clip.mp4"
     said, warned = generate(run, out, "--frames", 5, "--fps", 12, "--width", 72)
-    assert said.startswith(f"wrote {out}: 5 frames of 288x256, 12 fps, in ")
-    assert "RANDOM weights" in warned
-    assert "--base" in warned
+    assert said.startswith(f"wrote {out}: 5 frames of 72x64, 12 fps, in ")
+    assert warned == ""
+    assert not out.with_suffix(".png").exists()
     with av.open(out) as container:
         stream = container.streams.video[0]
         frames = list(container.decode(stream))
-        assert (stream.width, stream.height, stream.average_rate) == (288, 256, 12)
+        assert (stream.width, stream.height, stream.average_rate) == (72, 64, 12)
     assert len(frames) == 5
     pictures = [f.to_ndarray(format="rgb24").astype(int) for f in frames]
     assert all(np.abs(a - b).mean() > 5 for a, b in pairwise(pictures))
@@ -118,7 +126,7 @@ def test_animated_images(run, tmp_path, kind):
     out = tmp_path / f"clip.{kind}"
     generate(run, out)
     with Image.open(out) as image:
-        assert (image.n_frames, image.size) == (3, (256, 256))
+        assert (image.n_frames, image.size) == (3, (64, 64))
 
 
 def test_a_seed_gives_the_same_file_and_another_seed_another(run, tmp_path):
@@ -149,13 +157,13 @@ def test_the_motion_module_given_is_the_one_used(run, tmp_path, models):
     generate(run, tmp_path / "a.png", *given, models.motion_module)
     generate(run, tmp_path / "b.png", *given, file)
     random, none = (np.array(Image.open(tmp_path / f"{n}.png")) for n in "ab")
-    assert random.shape == (128, 128, 3)  # not enlarged: the models were given
+    assert random.shape == (128, 128, 3)  # four tiles
     assert np.abs(random.astype(int) - none).mean() > 5
 
 
 def test_several_prompts_give_numbered_clips_of_one_seed(run, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a cat\n\n  a dog \na cat\n")
+    prompts.write_text("a fish\n\n  a bird \na fish\n")
     code, said, _ = run("generate", "--prompts", prompts, "--out", tmp_path / "c.gif", *SMALL)
     assert code == 0
     assert len(said.splitlines()) == 3
@@ -220,11 +228,7 @@ def test_doubtful_settings_are_named_once(run, tmp_path, models):
 # ---- errors
 
 
-CAT = ["--prompt", "a cat"]
-
-
-def using(base, motion_module):
-    return ["--base", base, "--motion-module", motion_module]
+FISH = ["--prompt", "a red fish swimming left"]
 
 
 ERRORS = {
@@ -232,70 +236,70 @@ ERRORS = {
     "blank prompts file": (["--prompts", "{blank}"], "blank.txt holds no prompts"),
     "prompts file missing": (["--prompts", "nowhere.txt"], "nowhere.txt was not found"),
     "prompts not text": (["--prompts", "{junk}"], "junk.bin is no UTF-8 text"),
-    "both prompts": ([*CAT, "--prompts", "{blank}"], "either --prompt or --prompts, not both"),
-    "steps 0": ([*CAT, "--steps", "0"], "steps must be between 1 and 1000, not 0."),
-    "steps text": ([*CAT, "--steps", "four"], "should be a valid integer"),
-    "frames 0": ([*CAT, "--frames", "0"], "frames must be between 1 and 4096, not 0."),
-    "too many frames": ([*CAT, "--frames", "33"], "use --context-length 16, or fewer --frames."),
-    "width": ([*CAT, "--width", "100"], "width must be a multiple of 8, not 100; try 96."),
-    "height": ([*CAT, "--height", "4"], "height must be between 8 and 8192, not 4."),
-    "cfg": ([*CAT, "--cfg", "nan"], "cfg must be between 0 and 100, not nan."),
-    "seed": ([*CAT, "--seed", "-1"], "seed must be between 0 and"),
-    "fps": ([*CAT, "--fps", "0"], "fps must be between 0.1 and 240, not 0.0."),
-    "gif fps": ([*CAT, "--fps", "60", "--out", "{tmp}/a.gif"], "a GIF plays at most 50 fps"),
-    "motion scale": ([*CAT, "--motion-scale", "-2"], "motion-scale must be between 0 and 10"),
-    "sampler": ([*CAT, "--sampler", "ddim"], "'ddim' is not one of 'euler', 'dpmpp', 'lcm'."),
-    "option": ([*CAT, "--step", "4"], "No such option: --step"),
-    "extension": ([*CAT, "--out", "{tmp}/a.avi"], "a.avi has no known extension; end it in .mp4"),
-    "out in a file": ([*CAT, "--out", "{blank}/a.mp4"], "cannot write into"),
-    "out is a folder": ([*CAT, "--out", "{folder}"], "is a folder; give the name of a file."),
-    "device": ([*CAT, "--device", "cuda:7"], "device 'cuda:7' is not available here"),
-    "device name": ([*CAT, "--device", "gpu"], "device 'gpu' is not available here"),
-    "base alone": ([*CAT, "--base", "{base}"], "--motion-module is missing; give both"),
-    "module alone": ([*CAT, "--motion-module", "{module}"], "--base is missing; give both"),
+    "both prompts": ([*FISH, "--prompts", "{blank}"], "either --prompt or --prompts, not both"),
+    "steps 0": ([*FISH, "--steps", "0"], "steps must be between 1 and 1000, not 0."),
+    "steps text": ([*FISH, "--steps", "four"], "should be a valid integer"),
+    "frames 0": ([*FISH, "--frames", "0"], "frames must be between 1 and 4096, not 0."),
+    "too many frames": ([*FISH, "--frames", "33"], "use --context-length 16, or fewer --frames."),
+    "width": ([*FISH, "--width", "101"], "width must be a multiple of 2, not 101; try 100."),
+    "height": ([*FISH, "--height", "4"], "height must be between 8 and 8192, not 4."),
+    "cfg": ([*FISH, "--cfg", "nan"], "cfg must be between 0 and 100, not nan."),
+    "seed": ([*FISH, "--seed", "-1"], "seed must be between 0 and"),
+    "fps": ([*FISH, "--fps", "0"], "fps must be between 0.1 and 240, not 0.0."),
+    "gif fps": ([*FISH, "--fps", "60", "--out", "{tmp}/a.gif"], "a GIF plays at most 50 fps"),
+    "motion scale": ([*FISH, "--motion-scale", "-2"], "motion-scale must be between 0 and 10"),
+    "sampler": ([*FISH, "--sampler", "ddim"], "'ddim' is not one of 'euler', 'dpmpp', 'lcm'."),
+    "option": ([*FISH, "--step", "4"], "No such option: --step"),
+    "extension": ([*FISH, "--out", "{tmp}/a.avi"], "a.avi has no known extension; end it in .mp4"),
+    "out in a file": ([*FISH, "--out", "{blank}/a.mp4"], "cannot write into"),
+    "out is a folder": ([*FISH, "--out", "{folder}"], "is a folder; give the name of a file."),
+    "device": ([*FISH, "--device", "cuda:7"], "device 'cuda:7' is not available here"),
+    "device name": ([*FISH, "--device", "gpu"], "device 'gpu' is not available here"),
+    "base alone": ([*FISH, "--base", "{base}"], "--motion-module is missing; give both"),
+    "module alone": ([*FISH, "--motion-module", "{module}"], "--base is missing; give both"),
     "base missing": (
-        [*CAT, *using("no.safetensors", "{module}")],
+        [*FISH, *using("no.safetensors", "{module}")],
         "no.safetensors was not found",
     ),
-    "module missing": ([*CAT, *using("{base}", "no.ckpt")], "no.ckpt was not found"),
+    "module missing": ([*FISH, *using("{base}", "no.ckpt")], "no.ckpt was not found"),
     "module is junk": (
-        [*CAT, *using("{base}", "{junk}")],
+        [*FISH, *using("{base}", "{junk}")],
         "junk.bin holds more than tensors",
     ),
     "module is a base": (
-        [*CAT, *using("{base}", "{single}")],
+        [*FISH, *using("{base}", "{single}")],
         "is a Stable Diffusion checkpoint, not",
     ),
     "base is a module": (
-        [*CAT, *using("{module}", "{module}")],
+        [*FISH, *using("{module}", "{module}")],
         "is a motion module; --base",
     ),
-    "base is junk": ([*CAT, *using("{text}", "{module}")], "text.safetensors could not be read"),
-    "base is empty": ([*CAT, *using("{empty}", "{module}")], "lacks unet/config.json"),
+    "base is junk": ([*FISH, *using("{text}", "{module}")], "text.safetensors could not be read"),
+    "base is empty": ([*FISH, *using("{empty}", "{module}")], "lacks unet/config.json"),
     "base is cut short": (
-        [*CAT, *using("{truncated}", "{module}")],
+        [*FISH, *using("{truncated}", "{module}")],
         "truncated.safetensors could",
     ),
-    "unet only": ([*CAT, *using("{unet}", "{module}")], "holds no text encoder"),
+    "unet only": ([*FISH, *using("{unet}", "{module}")], "holds no text encoder"),
     "no tokenizer": (
-        [*CAT, *using("{single}", "{module}")],
+        [*FISH, *using("{single}", "{module}")],
         "pass --tokenizer DIR with",
     ),
     "bad tokenizer": (
-        [*CAT, *using("{single}", "{module}"), "--tokenizer", "{empty}"],
+        [*FISH, *using("{single}", "{module}"), "--tokenizer", "{empty}"],
         "holds no tokenizer; it needs vocab.json and merges.txt.",
     ),
     "bad config": (
-        [*CAT, *using("{single}", "{module}"), "--config", "{empty}"],
+        [*FISH, *using("{single}", "{module}"), "--config", "{empty}"],
         "has no model_index.json; give a diffusers folder as --config.",
     ),
     "other shape": (
-        [*CAT, *using("{single}", "{module}"), "--tokenizer", "{base}/tokenizer"],
+        [*FISH, *using("{single}", "{module}"), "--tokenizer", "{base}/tokenizer"],
         "thin.safetensors could not be read",
     ),
-    "module does not fit": ([*CAT, *using("{base}", "{wide}")], "does not fit this base model"),
+    "module does not fit": ([*FISH, *using("{base}", "{wide}")], "does not fit this base model"),
     "predicts x0": (
-        [*CAT, *using("{sample}", "{module}")],
+        [*FISH, *using("{sample}", "{module}")],
         "predicts 'sample', which is not",
     ),
 }
@@ -348,7 +352,7 @@ def test_errors_are_one_sentence(run, tmp_path, monkeypatch, places, case):
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX's")
 def test_ctrl_c_leaves_no_file(tmp_path, models):  # noqa: ARG001 - made beforehand
     process = subprocess.Popen(
-        [*PROGRAM, "generate", "--prompt", "a cat", "--steps", "1000", "--frames", "16",
+        [*PROGRAM, "generate", "--prompt", "a fish", "--steps", "1000", "--frames", "16",
          "--out", str(tmp_path / "clip.mp4")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -1,0 +1,74 @@
+"""The little that training needs of torch.distributed; without torchrun there is one process."""
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import distributed
+
+_alone = False
+
+
+def start(device: torch.device) -> None:
+    """Join the processes that torchrun started, if any: gloo on the CPU, nccl on GPUs."""
+    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    return distributed.get_rank() if _together() else 0
+
+
+def world_size() -> int:
+    return distributed.get_world_size() if _together() else 1
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if _together():
+        distributed.barrier()
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Average gradients over processes in one message."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def any_rank(flag: bool) -> bool:
+    """Tell every process whether the flag is up on any."""
+    if world_size() == 1:
+        return flag
+    shared = torch.tensor(float(flag))
+    if distributed.get_backend() == "nccl":
+        shared = shared.cuda()
+    distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+    return bool(shared.item())
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Make this process act as the only one for a while; every process may work on its own."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
+
+
+def _together() -> bool:
+    return distributed.is_initialized() and not _alone

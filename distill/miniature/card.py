@@ -1,0 +1,91 @@
+"""The model card that ships beside the miniature's weights, written from recipe and gates."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import nn
+
+from . import models, styles, world
+from .recipe import Recipe, Stage
+
+_TEXT = """# The miniature: model card
+
+Weights of a toy world, trained from seeds by `animatediff-lightning miniature build --recipe full`
+and packed by `miniature pack`. For trying the pipeline and measuring distillation; they draw
+nothing but the {words} words below, in {size} x {size} pixels and {frames} frames.
+
+- **Data:** clips of the procedural world in `distill/miniature/world.py`; no picture from anywhere
+  else. {trained} of {all} combinations of colour, animal, size and direction are trained, the
+  others held out for every figure below.
+- **Words:** {vocabulary}.
+- **Base models:** one for each style ({names}), diffusers UNets of {unet:,} parameters that predict
+  v on AnimateDiff's linear betas; `plain` is f_0, the others are fine-tuned from it. One CLIP text
+  encoder of {text:,} parameters for all, trained with f_0. The VAE is a lossless pixel unshuffle.
+- **Motion module:** AnimateDiff v2's class, {motion:,} parameters, {heads} heads, trained on
+  clips of f_0's style alone with f_0 frozen. It is the undistilled teacher: {steps} Euler steps,
+  cfg {cfg:g}.
+- **Stored** in float16.
+
+## Training
+
+| stage | samples a step | steps | learning rate | average |
+|---|---|---|---|---|
+{training}
+
+AdamW, cosine decay, gradients clipped at 1; captions dropped for {dropped:.0%} of the samples. Two
+processes of one thread; it took somewhat over an hour on two CPU cores that had other work too.
+
+## Gates
+
+Held-out captions, {steps} Euler steps, cfg {cfg:g}, measured in the pixels (`measure.py`):
+{clips} clips on `plain`, {other} on each other base model.
+
+| gate | figure | value | bound |
+|---|---|---|---|
+{gates}
+"""
+
+
+def write(recipe: Recipe, cfg: float, gates: Path) -> str:
+    """Return the card's text; `gates` is the folder of a build's gate reports."""
+    unet = models.unet()
+    return _TEXT.format(
+        words=len(world.vocabulary()), vocabulary=", ".join(world.vocabulary()), size=world.SIZE,
+        frames=world.FRAMES, trained=len(world.trained_combinations()),
+        all=len(world.trained_combinations()) + len(world.held_out_combinations()),
+        names=", ".join(styles.STYLES), unet=_count(unet), text=_count(models.text_encoder()),
+        motion=_count(models.motion_module(unet)), heads=models.HEADS, cfg=cfg,
+        steps=recipe.teacher_steps, clips=recipe.gate_clips, other=recipe.other_clips,
+        dropped=recipe.motion.no_caption, training="\n".join(_training(recipe)),
+        gates="\n".join(_gates(gates)),
+    )  # fmt: skip
+
+
+def _training(recipe: Recipe) -> Iterable[str]:
+    stages: dict[str, tuple[Stage, str]] = {
+        "f_0 and text encoder": (recipe.first_base, "frames"),
+        "each other base model": (recipe.other_bases, "frames"),
+        "motion module": (recipe.motion, "clips"),
+    }
+    for name, (stage, what) in stages.items():
+        loop = stage.loop
+        yield (
+            f"| {name} | {stage.batch} {what} | {loop.iterations} | {loop.learning_rate:g} | "
+            f"{loop.ema:g} |"
+        )
+
+
+def _gates(folder: Path) -> Iterable[str]:
+    for report in sorted(folder.glob("*.json")):
+        for check in json.loads(report.read_text()):
+            sign = "at most" if check["at_most"] else "at least"
+            verdict = "" if check["passed"] else " (**not reached**)"
+            yield (
+                f"| {report.stem} | {check['what']} | {check['value']:.3f} | "
+                f"{sign} {check['bound']}{verdict} |"
+            )
+
+
+def _count(part: nn.Module) -> int:
+    return sum(p.numel() for p in part.parameters())

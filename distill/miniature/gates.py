@@ -1,0 +1,122 @@
+"""What a stage of the miniature must reach before the next one starts.
+
+Gate A asks whether a base model hears its caption, gate B whether the motion module is a teacher
+worth distilling: measured on captions that were never trained.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+
+from ...motion_module.module import MotionModule
+from ..base_models import BaseModel, encode_prompt
+from ..denoising_loss import denoising_loss
+from . import evaluate, metrics, render, stages, styles, world
+from .evaluate import Setting
+
+CFGS = (1.5, 2.5, 4.0)  # the best one is the teacher's
+_CAPTION_TIMESTEPS = (500, 850)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure and the bound that it must keep; `at_most` turns the bound around."""
+
+    what: str
+    value: float
+    bound: float
+    at_most: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.bound if self.at_most else self.value >= self.bound
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        verdict = "ok  " if self.passed else "FAIL"
+        return f"{verdict} {self.what}: {self.value:.3f} ({sign} {self.bound})"
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self) | {"passed": self.passed}
+
+
+def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:
+    """Check a base model by itself: it hears its caption, and paints the caption's colour."""
+    checks = [
+        Check(
+            f"wrong caption's loss at t = {t}, excess",
+            caption_excess(base, style, t, 4 * clips),
+            0.20,
+        )
+        for t in _CAPTION_TIMESTEPS
+    ]
+    scenes = metrics.held_out_scenes(clips)
+    setting = Setting(style, "none", "euler", steps, 2.5, clips)
+    stills = evaluate.sample(base, None, scenes.captions(), setting, frames=1)
+    found = metrics.summary(metrics.score(stills.expand(-1, 3, -1, -1, -1), scenes, style))
+    return [*checks, Check("colour on single frames", found["colour"], 0.95)]
+
+
+@torch.inference_mode()
+def caption_excess(base: BaseModel, style: str, t: int, images: int) -> float:
+    """Return how much larger the loss is with another image's caption, as a share."""
+    generator = torch.Generator().manual_seed(t)
+    scenes = world.draw(images, generator)
+    moment = torch.randint(world.FRAMES, (images,), generator=generator)
+    frames = render.render(scenes, styles.STYLES[style], generator, moment)[:, 0]
+    x0 = stages.encode(base, frames)
+    eps = torch.randn(x0.shape, generator=generator)
+    right = torch.cat([encode_prompt(base, caption) for caption in scenes.captions()])
+    times = torch.full((images,), t)
+    losses = [
+        denoising_loss(base.unet, x0, text, times, eps, base.prediction_type).item()
+        for text in (right, right.roll(1, 0))
+    ]
+    return losses[1] / losses[0] - 1
+
+
+def best_cfg(base: BaseModel, module: MotionModule, style: str, clips: int, steps: int) -> float:
+    """Return the guidance under which the teacher keeps to the most captions and paths."""
+
+    def worth(cfg: float) -> float:
+        found = _teacher(base, module, style, cfg, clips, steps)
+        return found["motion"] + found["colour"] + found["strict"] - found["jerk"]
+
+    return max(CFGS, key=worth)
+
+
+def gate_b_first(
+    base: BaseModel, module: MotionModule, cfg: float, clips: int, steps: int
+) -> list[Check]:
+    """Check the teacher on f_0: motion, colour, path, smoothness, style; and still without it."""
+    found = _teacher(base, module, styles.F0, cfg, clips, steps)
+    without = _teacher(base, None, styles.F0, cfg, max(2, clips // 4), steps)
+    return [
+        Check("plain: motion", found["motion"], 0.90),
+        Check("plain: colour", found["colour"], 0.95),
+        Check("plain: strict path", found["strict"], 0.85),
+        Check("plain: jerk in pixels", found["jerk"], 0.6, at_most=True),
+        Check("plain: style", found["style"], 0.90),
+        Check("plain: motion without the motion module", without["motion"], 0.35, at_most=True),
+    ]
+
+
+def gate_b_other(
+    base: BaseModel, module: MotionModule, style: str, cfg: float, clips: int, steps: int
+) -> list[Check]:
+    """Check the same motion module on a base model that it was not trained on."""
+    found = _teacher(base, module, style, cfg, clips, steps)
+    return [
+        Check(f"{style}: motion", found["motion"], 0.75),
+        Check(f"{style}: style", found["style"], 0.90),
+    ]
+
+
+def _teacher(
+    base: BaseModel, module: MotionModule | None, style: str, cfg: float, clips: int, steps: int
+) -> dict[str, float]:
+    setting = Setting(style, "teacher", "euler", steps, cfg, clips)
+    scenes = metrics.held_out_scenes(clips)
+    return metrics.summary(
+        metrics.score(evaluate.sample_all(base, module, scenes, setting), scenes, style)
+    )

@@ -1,0 +1,79 @@
+"""What generated clips of the miniature are judged by, each with its ceiling and its chance level.
+
+The ceiling is the same measurement on true clips of the same captions; chance is it on true clips
+of other captions.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from . import measure, render, styles, world
+
+# up: higher is better; the others are read against the ceiling
+SHARES = ("colour", "kind", "motion", "heading", "style", "strict")
+METRICS = (*SHARES, "jerk", "chroma")
+HELP = {
+    "colour": "share of clips in the caption's colour",
+    "kind": "share that show the caption's kind of animal",
+    "motion": "share that move in the caption's direction",
+    "heading": "share whose sprite faces where it goes",
+    "style": "share in the base model's style",
+    "strict": "share that keep to the path which caption and first frame imply",
+    "jerk": "mean second difference of the sprite's middle, pixels",
+    "chroma": "peak colour strength against that of true clips",
+}
+_PROMPT_SEED = 7
+
+
+def held_out_scenes(count: int) -> world.Scenes:
+    """Return the scenes whose captions are never trained, always the same for a count."""
+    return world.draw(count, torch.Generator().manual_seed(_PROMPT_SEED), held_out=True)
+
+
+def true_clips(scenes: world.Scenes, style: str) -> Tensor:
+    """Return what the captions of scenes should look like, (n, frames, 3, 16, 16) in [-1, 1]."""
+    generator = torch.Generator().manual_seed(_PROMPT_SEED)
+    return render.render(scenes, styles.STYLES[style], generator)
+
+
+def score(clips: Tensor, scenes: world.Scenes, style: str) -> dict[str, Tensor]:
+    """Return every metric of each clip, (n,) each, so that methods can be compared in pairs."""
+    found = measure.measure(clips)
+    peak = measure.measure(true_clips(scenes, style)).chroma.mean()
+    values = {
+        "colour": found.colour == scenes.colour,
+        "kind": found.kind == scenes.kind,
+        "motion": found.motion == scenes.direction,
+        "heading": (found.heading == found.motion) & (found.heading >= 0),
+        "style": found.style == list(styles.STYLES).index(style),
+        "strict": measure.follows_path(found, scenes),
+        "jerk": found.jerk,
+        "chroma": found.chroma / peak,
+    }
+    return {name: value.float() for name, value in values.items()}
+
+
+def summary(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Return the mean of every metric."""
+    return {name: value.mean().item() for name, value in scores.items()}
+
+
+def ceiling(scenes: world.Scenes, style: str) -> dict[str, float]:
+    """Return the metrics of true clips."""
+    return summary(score(true_clips(scenes, style), scenes, style))
+
+
+def chance(scenes: world.Scenes, style: str) -> dict[str, float]:
+    """Return what true clips of other captions, in any style, get by luck."""
+    generator = torch.Generator().manual_seed(_PROMPT_SEED + 1)
+    order = torch.randperm(len(scenes), generator=generator)
+    names = list(styles.STYLES)
+    clips = torch.cat([
+        true_clips(scenes[i : i + 1], names[n % len(names)]) for n, i in enumerate(order.tolist())
+    ])  # fmt: skip
+    found = summary(score(clips, scenes, style))
+    measured = measure.measure(clips)
+    by_luck = (measured.heading == measured.motion.roll(1)).float().mean().item()
+    return {k: found[k] for k in SHARES} | {"heading": by_luck}

@@ -1,0 +1,107 @@
+"""The miniature's untrained parts: standard classes of diffusers and transformers, made small.
+
+Text first: every word of the world is one token. A base model is an ordinary diffusers folder.
+"""
+
+import json
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ...motion_module import layout
+from ...motion_module.config import MotionModuleConfig
+from ...motion_module.module import MotionModule
+from .. import sd15_config
+from . import world
+from .vae import PixelUnshuffleVAE
+
+CHANNELS = (32, 64)  # of the UNet's two levels, 8 x 8 and 4 x 4 latents
+TEXT_WIDTH = 64
+TOKENS = 12  # start, up to six words and end, with room for a few more
+HEADS = 4
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def unet() -> UNet2DConditionModel:
+    """Return a new UNet: attention on the first level and in the middle, plain on the second."""
+    return UNet2DConditionModel(
+        sample_size=world.SIZE // 2, in_channels=12, out_channels=12,
+        block_out_channels=CHANNELS, layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=TEXT_WIDTH, attention_head_dim=HEADS,
+    )  # fmt: skip
+
+
+def motion_module(image_unet: UNet2DConditionModel) -> MotionModule:
+    """Return a new motion module for a UNet, with a part at every address that takes one."""
+    blocks: dict[str, list[int]] = {}
+    for address, site in layout.sites(image_unet).items():
+        blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
+    down, up = (
+        tuple(tuple(c) for name, c in blocks.items() if name.startswith(side))
+        for side in ("down_blocks", "up_blocks")
+    )
+    config = MotionModuleConfig(
+        down_blocks=down, mid_block=tuple(blocks["mid_block"]), up_blocks=up, num_heads=HEADS
+    )
+    return MotionModule(config)
+
+
+def text_encoder() -> CLIPTextModel:
+    """Return a new two-layer CLIP text encoder for the world's words."""
+    size = len(_tokens())
+    config = CLIPTextConfig(
+        vocab_size=size, hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=2, num_attention_heads=HEADS, max_position_embeddings=TOKENS,
+        bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a CLIP tokenizer: letters, merged into the world's words from left to right."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(_tokens())}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *_merges(), ""]))
+    config = {
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS,
+        "bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_base(
+    folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPTextModel, **unet_options: object
+) -> Path:
+    """Write a base model as a diffusers folder that predicts v on AnimateDiff's betas."""
+    image_unet.save_pretrained(folder / "unet", **unet_options)
+    encoder.save_pretrained(folder / "text_encoder")
+    write_tokenizer(folder / "tokenizer")
+    PixelUnshuffleVAE().save_config(folder / "vae")
+    (folder / "scheduler").mkdir(exist_ok=True)
+    scheduler = sd15_config.SCHEDULER | {
+        "beta_schedule": "linear", "prediction_type": "v_prediction"
+    }  # fmt: skip
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
+    index = sd15_config.MODEL_INDEX | {"vae": [__package__, "PixelUnshuffleVAE"]}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def _merges() -> list[str]:
+    """Return pairs to merge, long words first, so that none is broken up by a shorter one's."""
+    merges: dict[str, None] = {}
+    for word in sorted(world.vocabulary(), key=len, reverse=True):
+        *letters, last = word
+        parts = [*letters, last + "</w>"]
+        for i in range(1, len(parts)):
+            merges["".join(parts[:i]) + " " + parts[i]] = None
+    return list(merges)
+
+
+def _tokens() -> list[str]:
+    letters = [*_LETTERS, *(c + "</w>" for c in _LETTERS)]
+    return [*letters, *(m.replace(" ", "") for m in _merges()), _START, _END]

@@ -1,0 +1,93 @@
+"""The miniature's trained weights, as they ship with the package, and how they get there.
+
+Shared parts are stored once; a base model is assembled as an ordinary diffusers folder in the
+cache when it is first asked for.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ...motion_module import checkpoint
+from ...motion_module.files import atomic_path
+from ..base_models import load_base
+from ..cache import cache_folder, made_once
+from . import card, models, styles
+from .build import Folders, teacher_cfg
+from .recipe import RECIPES
+
+WEIGHTS = Path(__file__).with_name("weights")
+PREFIX = "miniature:"
+STEPS = 32  # how the undistilled motion module is sampled best
+_TEXT = "text_encoder.safetensors"
+_MOTION = "motion_module.safetensors"
+
+
+def base(style: str = styles.F0) -> Path:
+    """Return the diffusers folder of a style's base model; ValueError for an unknown style."""
+    if style not in styles.STYLES:
+        known = ", ".join(styles.STYLES)
+        raise ValueError(f"the miniature has no base model {style!r}; it has {known}.")
+    folder = cache_folder() / f"miniature-{_digest()}" / style
+    return made_once(folder, lambda temporary: _assemble(temporary, style))
+
+
+def motion_module() -> Path:
+    """Return the motion module's file."""
+    return WEIGHTS / _MOTION
+
+
+def cfg() -> float:
+    """Return the guidance under which the motion module was found to be best."""
+    return float(checkpoint.load(motion_module()).metadata["cfg"])
+
+
+def pack(build: Path, target: Path = WEIGHTS, names: Sequence[str] = tuple(styles.STYLES)) -> Path:
+    """Write a finished build's weights as they ship: in float16, with gates' figures and card."""
+    folders = Folders(build)
+    for style in names:
+        made = load_base(folders.base(style))
+        _save_half(made.unet, target / f"{style}.safetensors")
+        if style == styles.F0:
+            _save_half(made.text_encoder, target / _TEXT)
+    module = checkpoint.load(folders.motion_module).build(dtype=torch.float16)
+    metadata = {
+        "family": "AnimateDiff (miniature)", "steps": 0, "cfg": teacher_cfg(folders)
+    }  # fmt: skip
+    checkpoint.save(module, target / _MOTION, metadata=metadata)
+    for report in sorted((build / "gates").glob("*.json")):
+        with atomic_path(target / "gates" / report.name) as temporary:
+            shutil.copy(report, temporary)
+    with atomic_path(target / "README.md") as temporary:
+        temporary.write_text(
+            card.write(RECIPES["full"], teacher_cfg(folders), build / "gates"), encoding="utf-8"
+        )
+    return target
+
+
+def _assemble(folder: Path, style: str) -> None:
+    unet, encoder = models.unet(), models.text_encoder()
+    unet.load_state_dict(load_file(WEIGHTS / f"{style}.safetensors"))
+    encoder.load_state_dict(load_file(WEIGHTS / _TEXT))
+    models.write_base(folder, unet, encoder)
+
+
+def _save_half(part: torch.nn.Module, file: Path) -> None:
+    tensors = {
+        k: t.half().contiguous() for k, t in part.state_dict().items() if t.is_floating_point()
+    }
+    with atomic_path(file) as temporary:
+        save_file(tensors, temporary)
+
+
+@lru_cache(maxsize=1)
+def _digest() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(WEIGHTS.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,159 @@
+"""The `train-motion` command: AnimateDiff's own training on real videos, or a motion LoRA's.
+
+AnimateDiff (arXiv 2307.04725) section 4: linear betas, mean squared error in what the base model
+predicts, captions dropped now and then, the base frozen. Unlike there: a cosine decay of the
+learning rate and a moving average of the weights (see LoopOptions), and no random flips, which
+would make captions such as "to the left" wrong. The base's activations are all kept (no gradient
+checkpointing).
+"""
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+from ..motion_module import checkpoint, layout
+from ..motion_module.config import MotionModuleConfig
+from ..motion_module.inject import inject
+from ..motion_module.module import MotionModule
+from . import (
+    clip_source,
+    distributed,
+    motion_lora_training,
+    motion_results,
+    training_loop,
+    video_folder,
+)  # fmt: skip
+from .base_models import load_base, quiet_libraries
+from .clips import choose_device
+from .motion_loss import Training, motion_loss
+from .motion_request import MotionRequest
+from .training_loop import LoopOptions
+from .video_reader import ClipShape
+
+
+def run(request: MotionRequest) -> None:
+    """Train what is asked for and write it; goes on from the checkpoint where there is one.
+
+    Works in each of torchrun's processes. Raises ValueError, with one sentence and before any
+    training, for files that cannot be used or do not fit together.
+    """
+    device = _my_device(request.device)
+    distributed.start(device)
+    try:
+        motion_results.check_not_done(request)
+        training = prepare(request, device)
+        known_bad = len(training.videos.bad)
+        motion_results.claim_work_folder(training)
+        train(training)
+        if len(training.videos.bad) > known_bad:
+            _say(f"warning: {video_folder.listing(training.videos.bad)}")
+        if distributed.rank() == 0:
+            motion_results.finish(training)
+        distributed.barrier()
+    finally:
+        distributed.stop()
+
+
+def prepare(request: MotionRequest, device: torch.device) -> Training:
+    """Load and check videos and models, and return them with the weights to train."""
+    quiet_libraries()
+    request.share(distributed.rank(), distributed.world_size())
+    known = checkpoint.load(request.motion_module) if request.motion_module else None
+    if known is not None:
+        _check_module(known, request)
+    videos = clip_source.open_videos(request.data, request.frames, request.fps)
+    if videos.bad:
+        _say(f"warning: {video_folder.listing(videos.bad)}")
+    base = load_base(
+        request.base, config=request.config, tokenizer=request.tokenizer,
+        prediction_type=request.prediction_type, device=device,
+    )  # fmt: skip
+    width, height = (side or base.default_size for side in (request.width, request.height))
+    request.check_size(width, height, base.latent_factor)
+    module = known.build(dtype=torch.float32) if known else fresh_module(base.unet, request)
+    layout.check_fit(module.config, layout.sites(base.unet))
+    module.to(device)
+    lora, weights = _trainable(module, request)
+    shape = ClipShape(request.frames, request.fps, width, height)
+    return Training(request, base, module, videos, shape, lora, weights)
+
+
+def fresh_module(unet: nn.Module, request: MotionRequest) -> MotionModule:
+    """Return a new motion module, as AnimateDiff v2 has it, for every place of a UNet."""
+    blocks: dict[str, list[int]] = {}
+    for address, site in layout.sites(unet).items():
+        blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
+    down, up = (
+        tuple(tuple(c) for name, c in blocks.items() if name.startswith(side))
+        for side in ("down_blocks", "up_blocks")
+    )
+    positions = max(request.frames, MotionModuleConfig.max_frames)
+    middle = tuple(blocks.get("mid_block", ()))
+    config = MotionModuleConfig(down, middle, up, max_frames=positions)
+    return MotionModule(config).initialise(torch.Generator().manual_seed(request.seed))
+
+
+def train(training: Training) -> None:
+    """Train the weights in place, and leave the base model without the motion module."""
+    request = training.request
+    options = LoopOptions(
+        request.iterations, request.learning_rate, warmup=request.warmup, ema=request.ema,
+        clip=request.clip, save_every=request.save_every,
+    )  # fmt: skip
+    share = request.share(distributed.rank(), distributed.world_size())
+    ahead = clip_source.ReadAhead(
+        lambda step, i: clip_source.draw(
+            training.videos, training.shape, request.no_caption, request.seed, step, i
+        ),
+        share, request.iterations, request.workers,
+    )  # fmt: skip
+    injection = inject(training.base.unet, training.module, num_frames=request.frames)
+    loss = motion_loss(training, ahead)
+    try:
+        training_loop.train(request.what, training.weights, loss, options, request.work_folder)
+    finally:
+        injection.eject()
+        ahead.close()
+
+
+def _trainable(
+    module: MotionModule, request: MotionRequest
+) -> tuple[motion_lora_training.AttachedLora | None, dict[str, nn.Parameter]]:
+    if request.lora is None:
+        module.requires_grad_(True)
+        return None, dict(module.named_parameters())
+    module.requires_grad_(False)
+    generator = torch.Generator().manual_seed(request.seed)
+    lora = motion_lora_training.attach(module, request.lora, generator)
+    return lora, lora.weights
+
+
+def _check_module(known: checkpoint.MotionCheckpoint, request: MotionRequest) -> None:
+    if request.frames > known.config.max_frames:
+        raise ValueError(
+            f"{known.path.name} has positions for {known.config.max_frames} frames; lower "
+            f"--frames from {request.frames}."
+        )
+    if known.steps and request.lora is None:
+        _say(
+            f"warning: {known.path.name} was distilled for {known.steps} "
+            f"step{'s' * (known.steps > 1)}, and plain training undoes that; start from an "
+            "undistilled motion module, such as AnimateDiff v2."
+        )
+
+
+def _my_device(name: str) -> torch.device:
+    """Return the device of that name; under torchrun with GPUs, this process's own."""
+    device = choose_device(name)
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    return device
+
+
+def _say(sentence: str) -> None:
+    if distributed.rank() == 0:
+        print(sentence, file=sys.stderr)

@@ -1,0 +1,123 @@
+"""A folder of videos with captions: NAME.txt beside each video, or a table of all of them."""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .video_reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe, read_clip
+
+TABLES = ("captions.csv", "metadata.csv")
+FILE_COLUMNS = ("file_name", "file", "filename", "path", "video", "videoid")
+TEXT_COLUMNS = ("text", "caption", "prompt", "name")  # WebVid's caption is its "name"
+HOW_TO_CAPTION = (
+    "write NAME.txt beside NAME.mp4, or a captions.csv with the columns file_name and text"
+)
+NO_CAPTION = "no caption"
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """Usable videos in the order of their names; `bad` tells why others are not, by name."""
+
+    folder: Path
+    names: Sequence[str]
+    captions: Sequence[str]
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def read(self, index: int, shape: ClipShape, where: float) -> np.ndarray:
+        """Return a clip of a video, see read_clip; raises UnusableVideoError."""
+        return read_clip(self.folder / self.names[index], shape, where)
+
+
+def scan(folder: Path, frames: int, fps: float) -> VideoFolder:
+    """Return the videos under a folder that have a caption and are long enough for a clip.
+
+    Each file is opened, and its first frame decoded. Raises ValueError where no video is left.
+    """
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in VIDEO_EXTENSIONS)
+    if not files:
+        raise ValueError(
+            f"{folder} holds no videos; give a folder with {', '.join(VIDEO_EXTENSIONS[:4])} ... "
+            "files, or webdataset shards."
+        )
+    table = read_table(folder)
+    good, bad = {}, {}
+    for file in tqdm(files, desc="looking at the videos", unit="file", disable=None, leave=False):
+        name = file.relative_to(folder).as_posix()
+        try:
+            good[name] = _caption(file, name, table)
+            probe(file, frames, fps)
+        except (UnusableVideoError, OSError) as error:
+            good.pop(name, None)
+            bad[name] = str(error)
+    if not good:
+        raise ValueError(none_usable(folder, bad))
+    return VideoFolder(folder, tuple(good), tuple(good.values()), bad)
+
+
+def none_usable(place: Path | str, bad: dict[str, str]) -> str:
+    """Return the sentence for data without a single usable video, with the first reason."""
+    name, reason = next(iter(bad.items()))
+    advice = HOW_TO_CAPTION if reason == NO_CAPTION else "give longer or sound videos"
+    return f"none of the {len(bad)} videos in {place} can be used ({name}: {reason}); {advice}."
+
+
+def listing(bad: dict[str, str], at_most: int = 20) -> str:
+    """Return which videos are skipped and why, in one line; beyond `at_most` only their number."""
+    told = [f"{name} ({reason})" for name, reason in sorted(bad.items())[:at_most]]
+    more = [f"and {len(bad) - at_most} more"] if len(bad) > at_most else []
+    return f"{len(bad)} video{'s' * (len(bad) > 1)} skipped: {', '.join(told + more)}."
+
+
+def read_table(folder: Path) -> dict[str, str]:
+    """Return captions by file name from the folder's table, nothing where there is none.
+
+    Raises ValueError for a table without the two columns.
+    """
+    file = next((folder / t for t in TABLES if (folder / t).is_file()), None)
+    if file is None:
+        return {}
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as source:
+            reader = csv.DictReader(source)
+            columns = [(c, c.strip().lower()) for c in reader.fieldnames or () if c]
+            name, text = (_column(columns, known) for known in (FILE_COLUMNS, TEXT_COLUMNS))
+            if name is None or text is None:
+                raise ValueError(
+                    f"{file} lacks a column of {'file names' if name is None else 'captions'}; "
+                    "name the two columns file_name and text."
+                )
+            return {row[name]: " ".join(row[text].split()) for row in reader if row[text]}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is no UTF-8 table with commas; save it as CSV again.") from error
+
+
+def digest(names: Sequence[str], captions: Sequence[str]) -> str:
+    """Return a short fingerprint of which videos there are, and of their captions."""
+    lines = "\n".join(f"{n}\t{c}" for n, c in zip(names, captions, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]
+
+
+def _column(columns: list[tuple[str, str]], known: tuple[str, ...]) -> str | None:
+    """Return the column that has the first of the known names."""
+    return next((c for name in known for c, lower in columns if lower == name), None)
+
+
+def _caption(file: Path, name: str, table: dict[str, str]) -> str:
+    beside = file.with_suffix(".txt")
+    if beside.is_file():
+        try:
+            caption = " ".join(beside.read_text(encoding="utf-8-sig").split())
+        except UnicodeDecodeError as error:
+            raise UnusableVideoError("its caption is no UTF-8 text") from error
+    else:
+        keys = (name, file.name, file.stem)
+        caption = next((table[k] for k in keys if k in table), "")
+    if not caption:
+        raise UnusableVideoError(NO_CAPTION)
+    return caption

@@ -1,0 +1,117 @@
+"""Reads short clips from video files through opencv: even in time, centre-cropped, of one size."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
+# what these print on a bad file would bury our own sentence about it
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class UnusableVideoError(ValueError):
+    """A video that no clip can be taken from; the message says why, in a few words."""
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """What clips are cut to: frames, frames a second, and pixels."""
+
+    frames: int
+    fps: float
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How long a video is: its frames a second and their number."""
+
+    rate: float
+    frames: int
+
+    def slack(self, frames: int, fps: float) -> float:
+        """Return how many seconds later than the first a clip may start; below 0: too short."""
+        # the last frame is shown for a while, too
+        return (self.frames - 0.5) / self.rate - (frames - 1) / fps
+
+
+def probe(path: Path, frames: int, fps: float) -> Extent:
+    """Return the extent of a video; UnusableVideoError unless a clip of it can begin."""
+    capture = _open(path)
+    extent = Extent(capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+    if not capture.read()[0]:
+        raise UnusableVideoError("not a single frame can be decoded")
+    if not 0 < extent.rate <= 1000:
+        raise UnusableVideoError("it does not tell its frames per second")
+    if extent.frames <= 1:  # recordings of browsers do not tell
+        extent = Extent(extent.rate, 1 + sum(iter(lambda: int(capture.grab()), 0)))
+    if extent.slack(frames, fps) < 0:
+        raise UnusableVideoError(
+            f"too short: {extent.frames / extent.rate:.2f} s where {frames / fps:.2f} s are wanted"
+        )
+    return extent
+
+
+def read_clip(path: Path, shape: ClipShape, where: float) -> np.ndarray:
+    """Return a clip, uint8 RGB (frames, height, width, 3).
+
+    `where`, from 0 to 1, chooses the start among all that leave room for the clip. Each frame is
+    the one nearest in time. Raises UnusableVideoError.
+    """
+    extent = probe(path, shape.frames, shape.fps)
+    first = int(where * max(0.0, extent.slack(shape.frames, shape.fps)) * extent.rate)
+    capture = _open(path)
+    if first:
+        capture.set(cv2.CAP_PROP_POS_FRAMES, first)
+    frames = _nearest_frames(capture, shape, extent.rate)
+    if len(frames) < shape.frames:
+        raise UnusableVideoError(f"decoding breaks off near {first / extent.rate:.2f} s")
+    return np.stack(frames)
+
+
+def _nearest_frames(capture: cv2.VideoCapture, shape: ClipShape, rate: float) -> list[np.ndarray]:
+    """Decode on from where `capture` is, and repeat or leave out frames to match the rate."""
+    frames: list[np.ndarray] = []
+    origin, time = None, -1 / rate
+    while len(frames) < shape.frames and capture.grab():
+        told = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        time = told if told > time else time + 1 / rate
+        origin = time if origin is None else origin
+        until = time - origin + 0.5 / rate + 1e-3  # timestamps are rounded, some to milliseconds
+        wanted = sum(k / shape.fps <= until for k in range(len(frames), shape.frames))
+        if wanted:
+            frames += [_picture(capture, shape)] * wanted
+    return frames
+
+
+def _picture(capture: cv2.VideoCapture, shape: ClipShape) -> np.ndarray:
+    ok, pixels = capture.retrieve()
+    if not ok:
+        raise UnusableVideoError("a frame cannot be decoded")
+    return cv2.cvtColor(fit(pixels, shape.width, shape.height), cv2.COLOR_BGR2RGB)
+
+
+def fit(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Resize (h, w, 3) to a size, cutting off evenly what is too wide or too high."""
+    own_height, own_width = pixels.shape[:2]
+    w = min(own_width, max(1, round(own_height * width / height)))
+    h = min(own_height, max(1, round(own_width * height / width)))
+    top, left = (own_height - h) // 2, (own_width - w) // 2
+    pixels = np.ascontiguousarray(pixels[top : top + h, left : left + w])
+    shrinks = width < w or height < h
+    way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(pixels, (width, height), interpolation=way)
+
+
+def _open(path: Path) -> cv2.VideoCapture:
+    if path.stat().st_size == 0:
+        raise UnusableVideoError("an empty file")
+    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise UnusableVideoError("damaged, or no video that opencv can read")
+    return capture

@@ -1,0 +1,131 @@
+"""Webdataset shards: tar files whose samples are a video and a caption of the same name.
+
+A training step is a pure function of its number, so samples are read by their place in the tar
+files instead of as a stream: nothing is lost or repeated where a run was killed.
+"""
+
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from braceexpand import braceexpand
+from tqdm import tqdm
+
+from .video_folder import NO_CAPTION, TEXT_COLUMNS, none_usable
+from .video_reader import VIDEO_EXTENSIONS, ClipShape, read_clip
+
+# a sample's key ends at the first dot of the file name, as webdataset has it
+_MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
+
+
+@dataclass(frozen=True)
+class Video:
+    """Where a video lies in a tar file: bytes from `offset` on, and its extension with the dot."""
+
+    shard: Path
+    offset: int
+    size: int
+    extension: str
+
+
+@dataclass(frozen=True)
+class VideoShards:
+    """The videos with a caption of all shards, in their order; `bad` as in VideoFolder."""
+
+    videos: Sequence[Video]
+    names: Sequence[str]
+    captions: Sequence[str]
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def read(self, index: int, shape: ClipShape, where: float) -> np.ndarray:
+        """Return a clip of a video, see read_clip; raises UnusableVideoError."""
+        video = self.videos[index]
+        with video.shard.open("rb") as source:
+            source.seek(video.offset)
+            content = source.read(video.size)
+        with tempfile.TemporaryDirectory() as folder:  # opencv reads files only
+            file = Path(folder) / f"video{video.extension}"
+            file.write_bytes(content)
+            return read_clip(file, shape, where)
+
+
+def find(data: str) -> list[Path]:
+    """Return the shards of a folder, a file or a pattern such as "a-{000..123}.tar"; may be none.
+
+    Raises ValueError where one that the pattern names is missing.
+    """
+    if Path(data).is_dir():
+        return sorted(Path(data).glob("*.tar"))
+    shards = [Path(p) for p in braceexpand(data)] if data.endswith(".tar") else []
+    missing = [s for s in shards if not s.is_file()]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(shards)} shards were not found, first {missing[0]}; check "
+            "the numbers in --data."
+        )
+    return shards
+
+
+def scan(shards: Sequence[Path]) -> VideoShards:
+    """Return the samples that have a video and a caption, without decoding any.
+
+    Raises ValueError where a shard is no tar file or nothing is left.
+    """
+    found: dict[str, tuple[Video, str]] = {}
+    bad: dict[str, str] = {}
+    for shard in tqdm(shards, desc="looking at the shards", disable=None, leave=False):
+        for key, sample in _samples(shard).items():
+            name = f"{shard}/{key}"
+            if "video" in sample and sample.get("caption"):
+                found[name] = (sample["video"], sample["caption"])
+            else:
+                bad[name] = NO_CAPTION if "video" in sample else "no video"
+    if not found:
+        bad = bad or {shards[0].name: "no samples"}
+        raise ValueError(none_usable(shards[0].parent, bad))
+    videos, captions = zip(*found.values(), strict=True)
+    return VideoShards(videos, tuple(found), captions, bad)
+
+
+def _samples(shard: Path) -> dict[str, dict]:
+    """Return each sample's video and caption, where it has them, by its key."""
+    samples: dict[str, dict] = {}
+    try:
+        for key, extension, entry, tar in _members(shard):
+            sample = samples.setdefault(key, {})
+            if f".{extension}" in VIDEO_EXTENSIONS:
+                sample["video"] = Video(shard, entry.offset_data, entry.size, f".{extension}")
+            elif extension in ("txt", "json"):
+                caption = _caption(tar.extractfile(entry).read(), extension)
+                # plain text wins over JSON, wherever it comes
+                if extension == "txt" or "caption" not in sample:
+                    sample["caption"] = caption
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{shard} is damaged or no tar file; copy it again.") from error
+    return samples
+
+
+def _members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+    with tarfile.open(shard, "r:") as tar:
+        for entry in tar:
+            match = _MEMBER.match(entry.name)
+            if entry.isfile() and match:
+                yield match.group(1), match.group(2).lower(), entry, tar
+
+
+def _caption(content: bytes, extension: str) -> str:
+    """Return the caption that a text or JSON file tells, empty where it tells none."""
+    try:
+        text = content.decode("utf-8-sig")
+        if extension == "json":
+            told = json.loads(text)
+            told = told if isinstance(told, dict) else {}
+            text = next((str(told[k]) for k in TEXT_COLUMNS if told.get(k)), "")
+    except ValueError:
+        return ""
+    return " ".join(text.split())

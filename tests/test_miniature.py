@@ -1,0 +1,181 @@
+"""The miniature that ships: it draws what it is told, moving; and the report that measures it."""
+
+import csv
+
+import av
+import numpy as np
+import pytest
+import torch
+from animatediff_lightning.distill.base_models import load_base
+from animatediff_lightning.distill.cache import CACHE_VARIABLE
+from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.miniature import (
+    evaluate,
+    measure,
+    metrics,
+    report,
+    shipped,
+    styles,
+    world,
+)
+from animatediff_lightning.motion_module import checkpoint
+
+CLIPS = 8
+STEPS = 16
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small models: more threads only spin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def module():
+    return checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+
+
+def scored(style, module, steps=STEPS):
+    scenes = metrics.held_out_scenes(CLIPS)
+    setting = evaluate.Setting(style, "", "euler", steps, shipped.cfg(), CLIPS)
+    clips = evaluate.sample(load_base(shipped.base(style)), module, scenes.captions(), setting)
+    return metrics.summary(metrics.score(clips, scenes, style))
+
+
+@pytest.mark.parametrize("style", ["plain", "toon", "neon"])
+def test_clips_of_unheard_captions_move_as_told_in_the_right_look(module, style):
+    found = scored(style, module)
+    assert found["motion"] >= 0.7
+    assert found["colour"] >= 0.8
+    assert found["style"] >= 0.8
+
+
+def test_without_the_motion_module_nothing_moves_as_told():
+    assert scored("plain", None, steps=8)["motion"] <= 0.5
+
+
+def test_shared_weights_are_small_and_complete():
+    files = list(shipped.WEIGHTS.rglob("*.*"))
+    assert sum(f.stat().st_size for f in files) <= 30e6
+    assert {f.stem for f in files} >= set(styles.STYLES)
+    assert (shipped.WEIGHTS / "README.md").is_file()
+
+
+def test_a_base_is_an_ordinary_diffusers_folder_and_made_once():
+    folder = shipped.base("photo")
+    before = (folder / "unet" / "config.json").stat().st_mtime_ns
+    assert shipped.base("photo") == folder
+    assert (folder / "unet" / "config.json").stat().st_mtime_ns == before
+    base = load_base(folder)
+    assert base.prediction_type == "v_prediction"
+    assert (base.latent_factor, base.default_size) == (2, 16)
+
+
+def test_the_vae_loses_nothing():
+    base = load_base(shipped.base())
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    latents = base.vae.encode(images).latent_dist.sample()
+    assert latents.shape == (2, 12, 8, 8)
+    assert torch.equal(base.vae.decode(latents).sample, images)
+
+
+def test_generate_without_models_draws_a_moving_clip_and_a_sheet(tmp_path, capsys):
+    out = tmp_path / "clip.mp4"
+    code = main(["generate", "--prompt", "a red fish swimming left", "--out", str(out)])
+    said, warned = capsys.readouterr()
+    assert code == 0
+    assert warned.startswith("note: this is the miniature")
+    assert "--base" in warned
+    assert said.startswith(f"wrote {out} and clip.png: 16 frames of 256x256")
+    assert out.with_suffix(".png").is_file()
+    with av.open(out) as container:
+        pictures = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    clips = torch.from_numpy(np.stack(pictures))[None].permute(0, 1, 4, 2, 3)
+    small = clips[..., 8::16, 8::16].float() / 127.5 - 1
+    found = measure.measure(small)
+    assert found.motion.item() == list(world.DIRECTIONS).index("left")
+    assert found.colour.item() == list(world.COLOURS).index("red")
+
+
+def test_a_style_may_be_asked_for(tmp_path, capsys):
+    arguments = ["generate", "--prompt", "a teal mouse running up", "--steps", "2", "--frames", "4"]
+    code = main([*arguments, "--base", "miniature:ink", "--out", str(tmp_path / "a.png")])
+    assert code == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--prompt", "a red dgo"], "does not know the word 'dgo'"),
+        (["--prompt", "a red fish swiming left"], "did you mean 'swimming'?"),
+        (
+            ["--prompt", "a red fish", "--base", "miniature:oil"],
+            "no base model 'oil'; it has plain",
+        ),
+    ],
+)
+def test_what_the_miniature_does_not_know_is_named(tmp_path, capsys, arguments, sentence):
+    code = main(["generate", *arguments, "--out", str(tmp_path / "a.mp4")])
+    _, warned = capsys.readouterr()
+    assert code == 2
+    assert sentence in warned
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_report_measures_keeps_and_draws(tmp_path, capsys):
+    out = tmp_path / "m.csv"
+    arguments = ["evaluate", "miniature", "--base", "plain", "--clips", "3", "--out", str(out)]
+    assert main([*arguments, "--steps", "2,1", "--cfg", "1"]) == 0
+    said, _ = capsys.readouterr()
+    rows = list(csv.DictReader(out.open()))
+    assert [r["motion_module"] for r in rows] == ["true clips", "chance", *["motion_module"] * 2]
+    assert [r["evaluations"] for r in rows] == ["0", "0", "2", "1"]
+    assert said.count("\n") == 2 + len(rows)
+    assert out.with_suffix(".png").is_file()
+    text = out.read_text().replace(rows[2]["jerk"], "7.777")
+    out.write_text(text)  # a row that is there is not measured again
+    assert main([*arguments, "--steps", "2", "--cfg", "1,2"]) == 0
+    assert out.read_text().startswith(text)
+    assert list(csv.DictReader(out.open()))[-1]["evaluations"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--base", "oil"], "oil is no style of the miniature"),
+        (["--steps", "four"], "no list of numbers"),
+        (["--steps", "0"], "at least 1"),
+        (["--sampler", "heun"], "sampler 'heun' is unknown"),
+        (["--clips", "1"], "--clips must be at least 2"),
+        (["--out", "m.txt"], "must end in .csv"),
+    ],
+)
+def test_impossible_reports_are_refused(tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert main(["evaluate", "miniature", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_guidance_counts_twice():
+    assert evaluate.Setting("plain", "", "euler", 4, 2.5, 1).evaluations == 8
+    assert evaluate.Setting("plain", "", "euler", 4, 1.0, 1).evaluations == 4
+
+
+def test_a_batch_of_clips_equals_them_one_by_one(module):
+    base = load_base(shipped.base())
+    captions = metrics.held_out_scenes(3).captions()
+    setting = evaluate.Setting("plain", "", "euler", 2, 2.0, 3)
+    together = evaluate.sample(base, module, captions, setting)
+    for i, caption in enumerate(captions):
+        alone = evaluate.sample(base, module, [caption], setting, first_seed=i)
+        assert torch.allclose(together[i], alone[0], atol=1e-4)
+
+
+def test_tables_read_as_markdown():
+    lines = report.show([{"a": 1, "bc": "x"}, {"a": 22, "bc": ""}]).splitlines()
+    assert lines == ["| a  | bc |", "| -- | -- |", "| 1  | x  |", "| 22 |    |"]

@@ -1,0 +1,201 @@
+"""Videos for training: a real file, even resampling, captions, shards, and every unusable file."""
+
+import re
+import shutil
+
+import av
+import numpy as np
+import pytest
+from animatediff_lightning.distill import clip_source, video_folder, video_shards
+from animatediff_lightning.distill.video_reader import (
+    ClipShape,
+    UnusableVideoError,
+    fit,
+    probe,
+    read_clip,
+)
+
+from .video_files import numbered, real_video, write_lossless
+
+SMALL = ClipShape(4, 8, 16, 16)
+
+
+def shown(path, shape, where=0.0):
+    """Return the number of each frame of a clip of numbered frames."""
+    return read_clip(path, shape, where)[:, 0, 0, 0].tolist()
+
+
+# ---- one file
+
+
+def test_a_real_video_comes_even_in_time_cropped_and_resized():
+    with av.open(str(real_video())) as file:
+        own = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)][:60])
+    clip = read_clip(real_video(), ClipShape(8, 8, 96, 64), 0.0)
+    assert clip.shape == (8, 64, 96, 3)
+    middle = own[:, :, 116 : 640 - 116]  # 408 x 272, as wide to high as 96 x 64
+    small = np.stack([fit(np.ascontiguousarray(p), 96, 64) for p in middle]).astype(int)
+    apart = np.abs(clip[:, None].astype(int) - small[None]).mean((2, 3, 4))
+    assert apart.argmin(1).tolist() == [round(k * 25 / 8) for k in range(8)]
+    assert apart.min(1).max() < 2  # of 255: two decoders, two conversions of colour
+
+
+@pytest.mark.parametrize(
+    ("fps", "where", "numbers"),
+    [
+        (8, 0.0, [0, 1, 2, 3]),
+        (8, 1.0, [12, 13, 14, 15]),
+        (4, 0.0, [0, 2, 4, 6]),
+        (4, 0.5, [4, 6, 8, 10]),
+        (16, 0.0, [0, 0, 1, 1]),
+        (3, 0.0, [0, 3, 5, 8]),
+    ],
+)
+def test_frames_are_left_out_or_repeated_to_keep_the_speed(tmp_path, fps, where, numbers):
+    path = write_lossless(tmp_path / "a.mkv", numbered(16))
+    assert shown(path, ClipShape(4, fps, 16, 16), where) == numbers
+
+
+def test_pixels_of_a_lossless_file_survive(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    path = write_lossless(tmp_path / "a.mkv", frames)
+    assert np.array_equal(read_clip(path, SMALL, 0.0), frames)
+
+
+def test_a_video_may_be_just_long_enough(tmp_path):
+    path = write_lossless(tmp_path / "a.mkv", numbered(4))
+    assert shown(path, SMALL, 0.999) == [0, 1, 2, 3]
+    with pytest.raises(UnusableVideoError, match=r"too short: 0.50 s where 0.62 s are wanted"):
+        probe(path, 5, 8)
+
+
+# ---- a folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of two good videos, and one of every bad kind."""
+    for name in ("b", "sub/a", "silent", "short"):
+        write_lossless(tmp_path / f"{name}.mkv", numbered(2 if name == "short" else 8))
+    shutil.copy(tmp_path / "b.mkv", tmp_path / "cut.mkv")
+    for name, caption in (("b", " two\n words "), ("sub/a", "one"), ("short", "x"), ("cut", "x"),
+                          ("empty", "x"), ("silent", " "), ("text", "x")):  # fmt: skip
+        (tmp_path / f"{name}.txt").write_text(caption)
+    (tmp_path / "cut.mkv").write_bytes((tmp_path / "b.mkv").read_bytes()[:200])
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video at all")
+    return tmp_path
+
+
+def test_bad_files_are_skipped_counted_and_listed(folder):
+    videos = video_folder.scan(folder, 4, 8)
+    assert videos.names == ("b.mkv", "sub/a.mkv")
+    assert videos.captions == ("two words", "one")
+    assert videos.bad.keys() == {"cut.mkv", "empty.mp4", "short.mkv", "silent.mkv", "text.mp4"}
+    told = video_folder.listing(videos.bad)
+    assert told.startswith("5 videos skipped: cut.mkv (")
+    assert "silent.mkv (no caption)" in told
+    assert "short.mkv (too short: 0.25 s where 0.50 s are wanted)" in told
+    assert video_folder.listing(videos.bad, at_most=1).endswith(", and 4 more.")
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["file_name,text\nb.mkv,from a table\n", "\ufeffText,Video\nfrom a table,b\n",
+     "videoid,contentUrl,name\nb,x,from a table\n"],
+)  # fmt: skip
+def test_a_table_of_captions(folder, table):
+    (folder / "b.txt").unlink()
+    (folder / "captions.csv").write_text(table, encoding="utf-8")
+    videos = video_folder.scan(folder, 4, 8)
+    assert dict(zip(videos.names, videos.captions, strict=True))["b.mkv"] == "from a table"
+
+
+def test_folders_without_a_usable_video(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no videos; give a folder with .mp4"):
+        clip_source.open_videos(str(tmp_path), 4, 8)
+    with pytest.raises(ValueError, match=r"nowhere was not found; give a folder of videos, or"):
+        clip_source.open_videos(str(tmp_path / "nowhere"), 4, 8)
+    write_lossless(tmp_path / "a.mkv", numbered(8))
+    with pytest.raises(ValueError, match=r"none of the 1 videos .*no caption.*write NAME.txt"):
+        clip_source.open_videos(str(tmp_path), 4, 8)
+    (tmp_path / "metadata.csv").write_text("file_name,words\na.mkv,x\n")
+    with pytest.raises(ValueError, match=r"metadata.csv lacks a column of captions; name"):
+        clip_source.open_videos(str(tmp_path), 4, 8)
+
+
+# ---- shards
+
+
+@pytest.fixture
+def shards(folder, tmp_path_factory):
+    """Two shards by webdataset's own writer: a sample with text, one with JSON, and bad ones."""
+    webdataset = pytest.importorskip("webdataset")
+    place = tmp_path_factory.mktemp("shards")
+    good = (folder / "b.mkv").read_bytes()
+    cut = good[:200]
+    contents = (
+        ({"txt": "words", "json": {"text": "not these"}, "mkv": good}, {"txt": "x", "mkv": cut}),
+        ({"json": {"caption": "in json"}, "mkv": good}, {"mkv": good}, {"txt": "x"}),
+    )
+    for n, samples in enumerate(contents):
+        with webdataset.TarWriter(str(place / f"clips-{n:04d}.tar")) as writer:
+            for i, sample in enumerate(samples):
+                writer.write({"__key__": f"{n}.{i}".replace(".", "-"), **sample})
+    return place
+
+
+def test_shards_of_webdataset_give_the_same_clips_as_files(shards, folder):
+    videos = clip_source.open_videos(str(shards / "clips-{0000..0001}.tar"), 4, 8)
+    assert videos.captions == ("words", "x", "in json")
+    assert sorted(videos.bad.values()) == ["no caption", "no video"]
+    expected = read_clip(folder / "b.mkv", SMALL, 0.7)
+    assert np.array_equal(videos.read(2, SMALL, 0.7), expected)
+    assert clip_source.open_videos(str(shards), 4, 8).names == videos.names
+    with pytest.raises(UnusableVideoError):
+        videos.read(1, SMALL, 0.0)
+
+
+def test_missing_and_damaged_shards(shards):
+    with pytest.raises(ValueError, match=r"1 of 3 shards were not found, first .*clips-0002.tar"):
+        video_shards.find(str(shards / "clips-{0000..0002}.tar"))
+    (shards / "clips-0001.tar").write_bytes(b"no tar file at all")
+    with pytest.raises(ValueError, match=r"clips-0001.tar is damaged or no tar file; copy it"):
+        clip_source.open_videos(str(shards), 4, 8)
+
+
+# ---- what a step sees
+
+
+def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
+    videos = video_folder.scan(folder, 4, 8)
+
+    def drawn(*place):
+        clip = clip_source.draw(videos, SMALL, 0.5, *place)
+        return clip.pixels.tobytes(), clip.caption
+
+    places = [(seed, step, i) for seed in (0, 1) for step in range(4) for i in range(3)]
+    first, second = ([drawn(*p) for p in places] for _ in range(2))
+    assert first == second
+    assert len(set(first)) > 8  # 2 videos x 5 starts x with and without a caption
+    assert {caption for _, caption in first} == {"", "one", "two words"}
+    ahead = clip_source.ReadAhead(
+        lambda step, i: clip_source.draw(videos, SMALL, 0.5, 1, step, i), range(3), 4, threads=3
+    )
+    read = [(c.pixels.tobytes(), c.caption) for step in range(4) for c in ahead(step)]
+    ahead.close()
+    assert read == first[12:]
+
+
+def test_a_video_that_turns_out_bad_is_replaced_and_noted(shards):
+    videos = clip_source.open_videos(str(shards), 4, 8)
+    captions = {clip_source.draw(videos, SMALL, 0.0, 0, 0, i).caption for i in range(12)}
+    assert captions == {"words", "in json"}
+    assert [re.sub(".*/", "", n) for n in videos.bad] == ["1-1", "1-2", "0-1"]
+    nothing = video_shards.VideoShards(videos.videos[1:2], ("cut",), ("x",))
+    with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 video skipped: cut \("):
+        clip_source.draw(nothing, SMALL, 0.0, 0, 0, 0)
+
+
+def test_a_fingerprint_tells_other_captions():
+    assert video_folder.digest(["a"], ["b"]) != video_folder.digest(["a"], ["c"])
