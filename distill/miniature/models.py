@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...motion_module import layout
@@ -73,12 +74,10 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_base(
-    folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPTextModel, **unet_options: object
-) -> Path:
+def write_base(folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPTextModel) -> Path:
     """Write a base model as a diffusers folder that predicts v on AnimateDiff's betas."""
-    image_unet.save_pretrained(folder / "unet", **unet_options)
-    encoder.save_pretrained(folder / "text_encoder")
+    image_unet.save_pretrained(folder / "unet")
+    _write_text_encoder(folder / "text_encoder", encoder)
     write_tokenizer(folder / "tokenizer")
     PixelUnshuffleVAE().save_config(folder / "vae")
     (folder / "scheduler").mkdir(exist_ok=True)
@@ -89,6 +88,13 @@ def write_base(
     index = sd15_config.MODEL_INDEX | {"vae": [__package__, "PixelUnshuffleVAE"]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
+
+
+def _write_text_encoder(folder: Path, encoder: CLIPTextModel) -> None:
+    # its own save_pretrained writes nothing on any but the first process of a group
+    encoder.config.save_pretrained(folder)
+    tensors = {k: t.contiguous() for k, t in encoder.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def _merges() -> list[str]:

@@ -44,7 +44,7 @@ RECIPES = {
         first_base=Stage(LoopOptions(1300, 2e-3, ema=0.995), batch=64, high_noise=1.25),
         other_bases=Stage(LoopOptions(300, 1.5e-3, ema=0.99), batch=64, high_noise=1.25),
         motion=Stage(LoopOptions(3200, 1.5e-3, ema=0.995), batch=6, high_noise=1.5),
-        gate_clips=200, other_clips=24,
+        gate_clips=100, other_clips=24,
     ),
     # for tests of the pipeline: a minute, far from passing a gate, and often saved
     "quick": Recipe(
