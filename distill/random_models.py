@@ -13,7 +13,6 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..motion_module import checkpoint, layout
-from ..motion_module.config import MotionModuleConfig
 from ..motion_module.module import MotionModule
 from .cache import cache_folder, made_once
 from .sd15_config import MODEL_INDEX, SCHEDULER
@@ -110,15 +109,7 @@ def vae() -> AutoencoderKL:
 
 def motion_module(image_unet: nn.Module) -> MotionModule:
     """Return a motion module for a UNet, with proj_out random too, so that it changes the clip."""
-    blocks: dict[str, list[int]] = {}
-    for address, site in layout.sites(image_unet).items():
-        blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
-    sides = {
-        side: tuple(tuple(c) for b, c in blocks.items() if b.startswith(side))
-        for side in ("down_blocks", "up_blocks")
-    }
-    config = MotionModuleConfig(**sides, mid_block=tuple(blocks["mid_block"]))
-    module = MotionModule(config).initialise()
+    module = MotionModule(layout.config_for(image_unet)).initialise()
     for part in module.parts().values():
         nn.init.normal_(part.proj_out.weight, std=part.proj_out.in_features**-0.5)
     return module.half()  # as the released files

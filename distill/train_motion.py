@@ -82,16 +82,8 @@ def prepare(request: MotionRequest, device: torch.device) -> Training:
 
 def fresh_module(unet: nn.Module, request: MotionRequest) -> MotionModule:
     """Return a new motion module, as AnimateDiff v2 has it, for every place of a UNet."""
-    blocks: dict[str, list[int]] = {}
-    for address, site in layout.sites(unet).items():
-        blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
-    down, up = (
-        tuple(tuple(c) for name, c in blocks.items() if name.startswith(side))
-        for side in ("down_blocks", "up_blocks")
-    )
     positions = max(request.frames, MotionModuleConfig.max_frames)
-    middle = tuple(blocks.get("mid_block", ()))
-    config = MotionModuleConfig(down, middle, up, max_frames=positions)
+    config = layout.config_for(unet, max_frames=positions)
     return MotionModule(config).initialise(torch.Generator().manual_seed(request.seed))
 
 

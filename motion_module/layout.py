@@ -37,6 +37,21 @@ def sites(unet: nn.Module) -> dict[str, Site]:
     )
 
 
+def config_for(unet: nn.Module, **options: object) -> MotionModuleConfig:
+    """Return the config of a motion module with a part at every site of a UNet.
+
+    `options` are further fields of the config. Raises ValueError as `sites` does.
+    """
+    blocks: dict[str, list[int]] = {}
+    for address, site in sites(unet).items():
+        blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
+    sides = {
+        side: tuple(tuple(c) for name, c in blocks.items() if name.startswith(side))
+        for side in ("down_blocks", "up_blocks")
+    }
+    return MotionModuleConfig(**sides, mid_block=tuple(blocks.get("mid_block", ())), **options)
+
+
 def check_fit(config: MotionModuleConfig, unet_sites: dict[str, Site]) -> None:
     """Raise ValueError unless every address of the module is a site of equal channels."""
     wanted = config.addresses()

@@ -93,13 +93,10 @@ class Host:
 
 
 def find_hosts() -> list[Host]:
-    """Return the hosts in COMFYUI_PATH (":" between), else comfy-cli's default and beside it."""
-    if os.environ.get("COMFYUI_PATH"):
-        folders = [Path(p) for p in os.environ["COMFYUI_PATH"].split(":")]
-    else:
-        folders = sorted((Path.home() / "comfy").glob("ComfyUI*"))
+    """Return the hosts in COMFYUI_PATH (":" between), else comfy-cli's default."""
+    default = Path.home() / "comfy" / "ComfyUI"
     hosts = []
-    for folder in folders:
+    for folder in map(Path, os.environ.get("COMFYUI_PATH", str(default)).split(":")):
         python = os.environ.get("COMFYUI_PYTHON") or str(folder / ".venv" / "bin" / "python")
         if (folder / "main.py").is_file() and Path(python).exists():
             hosts.append(Host(folder, python))

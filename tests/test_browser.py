@@ -239,12 +239,13 @@ def run_puts_the_clip_on_the_output_node(frontend, path):
 def test_templates_browser_lists_every_workflow_with_its_thumbnail(frontend):
     frontend.open_templates()
     for path in WORKFLOWS:
-        frontend.dialog.get_by_role("heading", name=path.stem, exact=True).wait_for()
+        heading = frontend.dialog.get_by_role("heading", name=path.stem, exact=True)
+        heading.scroll_into_view_if_needed()  # thumbnails out of sight are not loaded
+        card = heading.locator("xpath=ancestor::*[.//img][1]")
         frontend.page.wait_for_function(
-            "([name, ...size]) => [...document.querySelectorAll('[role=dialog] img')].some(img => "
-            "img.src.includes(encodeURIComponent(name)) && "
+            "([card, ...size]) => [...card.querySelectorAll('img')].some(img => "
             "img.naturalWidth === size[0] && img.naturalHeight === size[1])",
-            arg=[path.with_suffix(".jpg").name, *Image.open(path.with_suffix(".jpg")).size],
+            arg=[card.element_handle(), *Image.open(path.with_suffix(".jpg")).size],
         )
     frontend.photograph("templates")
 

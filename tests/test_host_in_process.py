@@ -1,7 +1,7 @@
 """The nodes inside real ComfyUI interpreters: one process per host and script, one test per check.
 
 The scripts are tests/host/*_checks.py. Hosts are the folders of COMFYUI_PATH (":" between), else
-comfy-cli's default and its neighbours.
+comfy-cli's default.
 """
 
 import ast

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...motion_module import layout
-from ...motion_module.config import MotionModuleConfig
 from ...motion_module.module import MotionModule
 from .. import sd15_config
 from . import world
@@ -38,17 +37,7 @@ def unet() -> UNet2DConditionModel:
 
 def motion_module(image_unet: UNet2DConditionModel) -> MotionModule:
     """Return a new motion module for a UNet, with a part at every address that takes one."""
-    blocks: dict[str, list[int]] = {}
-    for address, site in layout.sites(image_unet).items():
-        blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
-    down, up = (
-        tuple(tuple(c) for name, c in blocks.items() if name.startswith(side))
-        for side in ("down_blocks", "up_blocks")
-    )
-    config = MotionModuleConfig(
-        down_blocks=down, mid_block=tuple(blocks["mid_block"]), up_blocks=up, num_heads=HEADS
-    )
-    return MotionModule(config)
+    return MotionModule(layout.config_for(image_unet, num_heads=HEADS))
 
 
 def text_encoder() -> CLIPTextModel:
