@@ -60,7 +60,7 @@ def pack(
 
 @miniature.command()
 def picture(
-    prompt: Annotated[str, typer.Option(help="What every style is to show.")],
+    prompt: Annotated[str, typer.Argument(help="What every style is to show.")],
     out: Annotated[Path, typer.Option(help=".png file to write.")] = Path("miniature.png"),
     seed: Annotated[int, typer.Option(help="The same for every style.")] = 0,
 ) -> None:

@@ -38,6 +38,7 @@ def cache(tmp_path_factory):
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+        random_models.ensure()  # beforehand: writing it draws bars on stderr
         yield folder
     torch.set_num_threads(threads)
 
