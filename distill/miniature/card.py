@@ -34,7 +34,7 @@ nothing but the {words} words below, in {size} x {size} pixels and {frames} fram
 {training}
 
 AdamW, cosine decay, gradients clipped at 1; captions dropped for {dropped:.0%} of the samples. Two
-processes of one thread; it took somewhat over an hour on two CPU cores that had other work too.
+processes of one thread; it took 100 minutes on two CPU cores, 77 of them for the motion module.
 
 ## Gates
 

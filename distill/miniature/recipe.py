@@ -41,10 +41,10 @@ def _quick(iterations: int) -> LoopOptions:
 
 RECIPES = {
     "full": Recipe(
-        first_base=Stage(LoopOptions(1300, 2e-3, ema=0.995), batch=64, high_noise=1.25),
-        other_bases=Stage(LoopOptions(300, 1.5e-3, ema=0.99), batch=64, high_noise=1.25),
-        motion=Stage(LoopOptions(3200, 1.5e-3, ema=0.995), batch=6, high_noise=1.5),
-        gate_clips=100, other_clips=24,
+        first_base=Stage(LoopOptions(5000, 2e-3, ema=0.998), batch=64, high_noise=1.25),
+        other_bases=Stage(LoopOptions(400, 1.5e-3, ema=0.99), batch=64, high_noise=1.25),
+        motion=Stage(LoopOptions(10000, 1.5e-3, ema=0.999), batch=8, high_noise=1.5),
+        gate_clips=200, other_clips=48,
     ),
     # for tests of the pipeline: a minute, far from passing a gate, and often saved
     "quick": Recipe(
