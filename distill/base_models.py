@@ -6,6 +6,7 @@ diffusers folder or from a single-file SD1.5 checkpoint.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,14 +104,19 @@ def quiet_libraries() -> None:
         library.utils.logging.disable_progress_bar()
 
 
-@torch.inference_mode()
 def encode_prompt(base: BaseModel, prompt: str) -> Tensor:
-    """Return the base's own embedding of a prompt, shape (1, tokens, width), SD1.5: (1, 77, 768).
+    """Return the base's own embedding of a prompt, (1, tokens, width), SD1.5: (1, 77, 768)."""
+    return encode_prompts(base, [prompt])
+
+
+@torch.no_grad()  # not inference_mode: training saves the embeddings for its backward
+def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> Tensor:
+    """Return the base's own embedding of prompts, shape (prompts, tokens, width).
 
     The last hidden state behind the final norm, padded and cut to the encoder's length.
     """
     ids = base.tokenizer(
-        prompt, padding="max_length", max_length=base.max_tokens, truncation=True,
+        list(prompts), padding="max_length", max_length=base.max_tokens, truncation=True,
         return_tensors="pt",
     ).input_ids  # fmt: skip
     return base.text_encoder(ids.to(base.device)).last_hidden_state.to(base.dtype)

@@ -12,7 +12,9 @@ from typing import Annotated
 
 import typer
 
-from . import cli_miniature
+from . import cli_data, cli_miniature
+from .cli_options import Dtype, PredictionType, Sampler
+from .cli_train import export, plan, train
 from .cli_train_motion import train_motion
 
 PROGRAM = "animatediff-lightning"
@@ -21,27 +23,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # typer carries a click of its own, whose error class has no public name
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+app.add_typer(cli_data.data, name="data")
 app.add_typer(cli_miniature.miniature, name="miniature")
 app.add_typer(cli_miniature.evaluate, name="evaluate")
-
-
-class Sampler(str, Enum):
-    euler = "euler"
-    dpmpp = "dpmpp"
-    lcm = "lcm"
-
-
-class Dtype(str, Enum):
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-class PredictionType(str, Enum):
-    auto = "auto"
-    epsilon = "epsilon"
-    v_prediction = "v_prediction"
 
 
 class KeyLayout(str, Enum):
@@ -184,7 +168,7 @@ def generate(
     models = ModelChoice(
         base, motion_module, motion_loras=loras, tokenizer=tokenizer, config=config,
         device=device, dtype=dtype.value,
-        prediction_type=None if prediction_type is PredictionType.auto else prediction_type.value,
+        prediction_type=prediction_type.known,
     )  # fmt: skip
     make_clips(request, models)
 
@@ -224,3 +208,6 @@ def convert(
 
 
 app.command()(train_motion)
+app.command()(train)
+app.command()(plan)
+app.command()(export)

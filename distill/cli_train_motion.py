@@ -7,23 +7,13 @@ from typing import Annotated
 
 import typer
 
+from .cli_options import PredictionType, SaveDtype
+
 
 class Arithmetic(str, Enum):
     auto = "auto"
     float32 = "float32"
     bfloat16 = "bfloat16"
-
-
-class SaveDtype(str, Enum):
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-    float32 = "float32"
-
-
-class Prediction(str, Enum):
-    auto = "auto"
-    epsilon = "epsilon"
-    v_prediction = "v_prediction"
 
 
 def train_motion(
@@ -88,8 +78,8 @@ def train_motion(
         Path | None, typer.Option(help="Diffusers folder of configs, for an unusual checkpoint.")
     ] = None,
     prediction_type: Annotated[
-        Prediction, typer.Option(help="What the base predicts; auto: as its config says.")
-    ] = Prediction.auto,
+        PredictionType, typer.Option(help="What the base predicts; auto: as its config says.")
+    ] = PredictionType.auto,
 ) -> None:
     """Train a motion module, or a motion LoRA of it, on videos with captions.
 
@@ -104,7 +94,7 @@ def train_motion(
         no_caption=no_caption, high_noise=high_noise, ema=ema, clip=clip, seed=seed,
         save_every=save_every, work=work, workers=workers, sample=sample, device=device,
         dtype=dtype.value, save_dtype=save_dtype.value, tokenizer=tokenizer, config=config,
-        prediction_type=None if prediction_type is Prediction.auto else prediction_type.value,
+        prediction_type=prediction_type.known,
     )  # fmt: skip
 
     # diffusers' and transformers' notes on optional packages would bury ours

@@ -1,7 +1,6 @@
 """Which clips a training step sees: drawn, read and resized as a pure function of seed and step."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,25 +73,3 @@ def noise_generator(seed: int, step: int, sample: int) -> torch.Generator:
     """Return the random numbers for a sample's timestep and noise, on any process the same."""
     entropy = np.random.SeedSequence((seed, step, sample, _NOISE))
     return torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
-
-
-class ReadAhead:
-    """Reads a step's clips in threads, and already the next step's; what they are is unchanged."""
-
-    def __init__(
-        self, draw_sample: Callable[[int, int], Clip], samples: Sequence[int], steps: int,
-        threads: int,
-    ) -> None:  # fmt: skip
-        self._draw, self._samples, self._steps = draw_sample, samples, steps
-        self._pool = ThreadPoolExecutor(threads)
-        self._waiting: dict[int, list[Future]] = {}
-
-    def __call__(self, step: int) -> list[Clip]:
-        """Return the clips of a step, one a sample."""
-        for n in range(step, min(step + 2, self._steps)):
-            if n not in self._waiting:
-                self._waiting[n] = [self._pool.submit(self._draw, n, i) for i in self._samples]
-        return [clip.result() for clip in self._waiting.pop(step)]
-
-    def close(self) -> None:
-        self._pool.shutdown(cancel_futures=True)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..motion_module import checkpoint, lora
 from . import video
 from .base_models import BaseModel, load_base, quiet_libraries
+from .devices import choose_device
 from .generate import check_positions, decode, generate_latents
 from .miniature import shipped, styles, world
 from .request import DEFAULT_STEPS, ClipRequest
@@ -106,22 +107,6 @@ def _load_loras(
                 f"motion module lacks; only the other {len(used)} are used."
             )
     return loras
-
-
-def choose_device(name: str) -> torch.device:
-    """Return the device of that name, for "auto" the best one here; ValueError for one not here."""
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} is not available here; use auto or cpu.") from error
-    if device.type == "meta":
-        raise ValueError("device 'meta' computes nothing; use auto or cpu.")
-    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -1,11 +1,13 @@
 """The little that training needs of torch.distributed; without torchrun there is one process."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 _alone = False
 
@@ -46,6 +48,34 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def wrap(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return the module under DDP, which averages its gradients; itself where it is alone.
+
+    Its weights are the first process's from now on. Only its own forward is seen by DDP.
+    """
+    if world_size() == 1:
+        return module
+    known = inspect.signature(DistributedDataParallel).parameters
+    # buffers are constants; torch 2.13 renamed the option
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    device_ids = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=device_ids, **{buffers: False})
+
+
+def no_sync(module: nn.Module) -> contextlib.AbstractContextManager:
+    """Keep gradients to this process, for all but the last part of an accumulation."""
+    wrapped = isinstance(module, DistributedDataParallel)
+    return module.no_sync() if wrapped else contextlib.nullcontext()
+
+
+def mean(values: Iterable[float], device: torch.device) -> list[float]:
+    """Return the processes' means of some figures."""
+    shared = torch.tensor(list(values), dtype=torch.float64, device=device)
+    if world_size() > 1:
+        distributed.all_reduce(shared)
+    return (shared / world_size()).tolist()
 
 
 def any_rank(flag: bool) -> bool:

@@ -15,7 +15,7 @@ from ..motion_module.inject import inject
 from ..motion_module.module import MotionModule
 from ..samplers import context, euler, prediction, schedule
 from ..samplers.euler import PredictEps
-from .base_models import BaseModel, encode_prompt
+from .base_models import BaseModel, encode_prompt, encode_prompts
 from .request import ClipRequest
 
 OnStep = Callable[[], None]
@@ -97,7 +97,7 @@ def clips_predictor(
 
     Guidance doubles the batch: eps = eps_negative + cfg (eps_prompt - eps_negative).
     """
-    wanted = torch.cat([encode_prompt(base, p) for p in prompts])
+    wanted = encode_prompts(base, prompts)
     text = wanted if cfg == 1 else _with_negative(base, wanted, negative_prompt)
 
     def predict_eps(x: Tensor, t: int) -> Tensor:

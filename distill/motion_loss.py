@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from ..motion_module.module import MotionModule
 from . import clip_source, distributed
-from .base_models import BaseModel
+from .base_models import BaseModel, encode_prompts
 from .clip_source import Clip, Videos
 from .denoising_loss import denoising_loss, draw_timesteps
 from .motion_lora_training import AttachedLora
 from .motion_request import MotionRequest
+from .read_ahead import ReadAhead
 from .training_loop import LossOfStep
 from .video_reader import ClipShape
 
@@ -36,7 +37,7 @@ class Training:
     weights: dict[str, nn.Parameter]
 
 
-def motion_loss(training: Training, clips_of_step: clip_source.ReadAhead) -> LossOfStep:
+def motion_loss(training: Training, clips_of_step: ReadAhead[Clip]) -> LossOfStep:
     """Return the loss of a step on this process's share, in parts that add up to it.
 
     The motion module must be injected into the base model's UNet.
@@ -70,7 +71,7 @@ def _loss_of_clips(
         noises.append(torch.randn(x0.shape, generator=generator).to(x0.device))
         times.append(draw_timesteps(1, generator, training.request.high_noise))
     t = torch.cat(times).to(base.device).repeat_interleave(frames)
-    text = encode_captions(base, [clip.caption for clip in clips]).repeat_interleave(frames, 0)
+    text = encode_prompts(base, [clip.caption for clip in clips]).repeat_interleave(frames, 0)
     return denoising_loss(
         base.unet, torch.cat(latents), text, t, torch.cat(noises), base.prediction_type
     )
@@ -90,16 +91,6 @@ def encode_frames(base: BaseModel, clip: Clip, generator: torch.Generator) -> Te
             latents.append(z)
     shift = getattr(base.vae.config, "shift_factor", None) or 0.0
     return (torch.cat(latents) - shift) * base.vae.config.scaling_factor
-
-
-@torch.no_grad()
-def encode_captions(base: BaseModel, captions: list[str]) -> Tensor:
-    """Return the base's own embedding of captions, (captions, tokens, width)."""
-    ids = base.tokenizer(
-        captions, padding="max_length", max_length=base.max_tokens, truncation=True,
-        return_tensors="pt",
-    ).input_ids  # fmt: skip
-    return base.text_encoder(ids.to(base.device)).last_hidden_state
 
 
 def _autocast(dtype: str, device: torch.device) -> torch.autocast:

@@ -19,7 +19,7 @@ MODEL_INDEX = {
     "feature_extractor": [None, None],
 }
 # every key that the conversion from the LDM layout reads, even where diffusers has a default
-_UNET = {
+UNET = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
     "in_channels": 4,
@@ -31,7 +31,7 @@ _UNET = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
-_VAE = {
+VAE = {
     "_class_name": "AutoencoderKL",
     "sample_size": 512,
     "in_channels": 3,
@@ -43,7 +43,7 @@ _VAE = {
     "layers_per_block": 2,
     "scaling_factor": 0.18215,
 }
-_TEXT_ENCODER = {
+TEXT_ENCODER = {
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",
     "vocab_size": 49408,
@@ -72,9 +72,9 @@ def write(folder: Path) -> Path:
     """Write the configs into an existing folder, a few kilobytes, and return it."""
     for name, content in (
         ("model_index.json", MODEL_INDEX),
-        ("unet/config.json", _UNET),
-        ("vae/config.json", _VAE),
-        ("text_encoder/config.json", _TEXT_ENCODER),
+        ("unet/config.json", UNET),
+        ("vae/config.json", VAE),
+        ("text_encoder/config.json", TEXT_ENCODER),
         ("scheduler/scheduler_config.json", SCHEDULER),
     ):
         file = folder / name

@@ -7,7 +7,6 @@ would make captions such as "to the left" wrong. The base's activations are all 
 checkpointing).
 """
 
-import os
 import sys
 
 import torch
@@ -26,9 +25,10 @@ from . import (
     video_folder,
 )  # fmt: skip
 from .base_models import load_base, quiet_libraries
-from .clips import choose_device
+from .devices import my_device
 from .motion_loss import Training, motion_loss
 from .motion_request import MotionRequest
+from .read_ahead import ReadAhead
 from .training_loop import LoopOptions
 from .video_reader import ClipShape
 
@@ -39,7 +39,7 @@ def run(request: MotionRequest) -> None:
     Works in each of torchrun's processes. Raises ValueError, with one sentence and before any
     training, for files that cannot be used or do not fit together.
     """
-    device = _my_device(request.device)
+    device = my_device(request.device)
     distributed.start(device)
     try:
         motion_results.check_not_done(request)
@@ -95,7 +95,7 @@ def train(training: Training) -> None:
         clip=request.clip, save_every=request.save_every,
     )  # fmt: skip
     share = request.share(distributed.rank(), distributed.world_size())
-    ahead = clip_source.ReadAhead(
+    ahead = ReadAhead(
         lambda step, i: clip_source.draw(
             training.videos, training.shape, request.no_caption, request.seed, step, i
         ),
@@ -134,16 +134,6 @@ def _check_module(known: checkpoint.MotionCheckpoint, request: MotionRequest) ->
             f"step{'s' * (known.steps > 1)}, and plain training undoes that; start from an "
             "undistilled motion module, such as AnimateDiff v2."
         )
-
-
-def _my_device(name: str) -> torch.device:
-    """Return the device of that name; under torchrun with GPUs, this process's own."""
-    device = choose_device(name)
-    if device.type == "cuda":
-        if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    return device
 
 
 def _say(sentence: str) -> None:

@@ -84,7 +84,7 @@ def train(
         total=options.iterations, initial=step, desc=name, unit="step", disable=None,
         position=0, mininterval=2,
     )  # fmt: skip
-    with _stop_signal() as stop_wanted, bar:
+    with stop_signal() as stop_wanted, bar:
         while step < options.iterations:
             losses = [*losses[-99:], _optimise(weights, optimizer, loss_of_step, step, options)]
             _follow(average, weights, options.ema_decay(step) if options.ema else 0.0)
@@ -171,7 +171,7 @@ def _save(
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[list[int]]:
+def stop_signal() -> Iterator[list[int]]:
     """Collect SIGTERM and SIGINT, instead of dying of them, while the loop runs."""
     came: list[int] = []
     watched = (signal.SIGTERM, signal.SIGINT)

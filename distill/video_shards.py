@@ -96,7 +96,7 @@ def _samples(shard: Path) -> dict[str, dict]:
     """Return each sample's video and caption, where it has them, by its key."""
     samples: dict[str, dict] = {}
     try:
-        for key, extension, entry, tar in _members(shard):
+        for key, extension, entry, tar in members(shard):
             sample = samples.setdefault(key, {})
             if f".{extension}" in VIDEO_EXTENSIONS:
                 sample["video"] = Video(shard, entry.offset_data, entry.size, f".{extension}")
@@ -110,7 +110,8 @@ def _samples(shard: Path) -> dict[str, dict]:
     return samples
 
 
-def _members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+def members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Yield key, extension, entry and open archive of every file in a shard, in their order."""
     with tarfile.open(shard, "r:") as tar:
         for entry in tar:
             match = _MEMBER.match(entry.name)

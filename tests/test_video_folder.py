@@ -6,7 +6,7 @@ import shutil
 import av
 import numpy as np
 import pytest
-from animatediff_lightning.distill import clip_source, video_folder, video_shards
+from animatediff_lightning.distill import clip_source, read_ahead, video_folder, video_shards
 from animatediff_lightning.distill.video_reader import (
     ClipShape,
     UnusableVideoError,
@@ -179,7 +179,7 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
     assert first == second
     assert len(set(first)) > 8  # 2 videos x 5 starts x with and without a caption
     assert {caption for _, caption in first} == {"", "one", "two words"}
-    ahead = clip_source.ReadAhead(
+    ahead = read_ahead.ReadAhead(
         lambda step, i: clip_source.draw(videos, SMALL, 0.5, 1, step, i), range(3), 4, threads=3
     )
     read = [(c.pixels.tobytes(), c.caption) for step in range(4) for c in ahead(step)]

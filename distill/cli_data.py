@@ -1,0 +1,121 @@
+"""The commands `data generate`, `data verify` and `data stats`."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import Dtype, PredictionType, Sampler
+
+data = typer.Typer(help="The clips that a distillation learns from.")
+_SIZE = re.compile(r"(\d+)x(\d+)")
+
+
+@data.command()
+def generate(
+    base: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE|DIR|miniature:STYLE", help="SD1.5 base model; repeat for several."
+        ),
+    ],
+    motion_module: Annotated[
+        str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the shards; the same one goes on.")],
+    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    miniature_captions: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="In place of --prompts: N captions of the miniature."),
+    ] = None,
+    clips_per_prompt: Annotated[int, typer.Option(help="By each base model.")] = 1,
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(metavar="WxH", help="Pixels; repeat to deal out. Default: the base's own."),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of the sampler.")] = 32,
+    cfg: Annotated[float, typer.Option(help="Guidance; 1 is none.")] = 7.5,
+    sampler: Annotated[Sampler, typer.Option(help="dpmpp is DPM-Solver++.")] = Sampler.dpmpp,
+    seed: Annotated[int, typer.Option(help="Each clip has a seed of its own from it.")] = 0,
+    flip: Annotated[bool, typer.Option(help="Store the mirrored clips' latents, too.")] = True,
+    shard_size: Annotated[int, typer.Option(help="Clips a shard.")] = 64,
+    at_once: Annotated[int, typer.Option(help="Clips that are sampled together.")] = 1,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
+    ] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")
+    ] = Dtype.auto,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Diffusers folder of configs, for unusual checkpoints.")
+    ] = None,
+    prediction_type: Annotated[
+        PredictionType, typer.Option(help="What the bases predict; auto: as their configs say.")
+    ] = PredictionType.auto,
+) -> None:
+    """Make a clip of every prompt by every base model, as webdataset shards of latents.
+
+    Stop it at any time: the same command goes on. Under torchrun processes share the shards out.
+    """
+    from .data_request import DataRequest
+
+    request = DataRequest(
+        bases=tuple(base), motion_module=motion_module,
+        prompts=_prompts(prompts, miniature_captions, seed), out=out,
+        clips_per_prompt=clips_per_prompt, frames=frames,
+        sizes=tuple(parse_size(s) for s in size or ()), steps=steps, cfg=cfg,
+        sampler=sampler.value, seed=seed, flip=flip, shard_size=shard_size, at_once=at_once,
+        device=device, dtype=dtype.value, tokenizer=tokenizer, config=config,
+        prediction_type=prediction_type.known,
+    )  # fmt: skip
+
+    from . import data_generate
+
+    files = data_generate.run(request)
+    print(f"wrote {len(files)} shard{'s' * (len(files) != 1)} of {len(request)} clips to {out}.")
+
+
+@data.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+    """Read every clip, and name those that cannot be trained on."""
+    from . import data_check
+
+    print(data_check.verify(folder))
+
+
+@data.command()
+def stats(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    base: Annotated[
+        str | None, typer.Option(help="Base model whose VAE draws a contact sheet of some clips.")
+    ] = None,
+) -> None:
+    """Say how many clips of which shapes there are, and show some."""
+    from . import data_check
+
+    print(data_check.stats(folder, base))
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of WxH; ValueError for anything else."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"--size {text} is no size; write it as 512x512.")
+    return int(found[1]), int(found[2])
+
+
+def _prompts(file: Path | None, captions: int | None, seed: int) -> tuple[str, ...]:
+    if (file is None) == (captions is None):
+        raise ValueError("give either --prompts or --miniature-captions.")
+    if file is not None:
+        from .request import read_prompts
+
+        return read_prompts(file)
+    from .data_generate import miniature_captions
+
+    return miniature_captions(captions, seed)

@@ -1,0 +1,114 @@
+"""`data verify` and `data stats`: whether every clip can be trained on, and what there is."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import latent_shards, video
+from .base_models import load_base, quiet_libraries
+from .data_generate import RECORD
+from .generate import decode
+from .latent_shards import Shard
+from .named_models import base_path
+
+SHEET = "clips.png"
+_SHEET_ROWS, _SHEET_FRAMES = 8, 8
+_SMALLEST_SIDE = 64  # pixels of a frame in the contact sheet
+_TOLD = 20  # bad clips, beyond which only the number is told
+
+
+def verify(folder: Path) -> str:
+    """Read every clip of a folder and return a sentence; ValueError names all that is bad."""
+    sources = latent_shards.find(str(folder))
+    if not sources:
+        raise ValueError(f"{folder} holds no shards of clips; `data generate` makes them.")
+    bad: list[str] = []
+    clips = 0
+    for source in tqdm(sources, desc="reading the shards", disable=None, leave=False):
+        try:
+            shard = latent_shards.index(source)
+        except ValueError as error:
+            bad.append(str(error).rstrip("."))
+            continue
+        clips += len(shard)
+        bad.extend(_bad_clips(shard))
+    bad.extend(_against_records(folder, sources, clips))
+    if bad:
+        more = [f"and {len(bad) - _TOLD} more"] if len(bad) > _TOLD else []
+        raise ValueError(
+            f"{folder} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
+            f"{'; '.join([*bad[:_TOLD], *more])}."
+        )
+    return f"all {clips} clips are sound (shards: {len(sources)})."
+
+
+def stats(folder: Path, base: str | None = None) -> str:
+    """Return what a folder holds, a line each; a base model also draws a contact sheet into it."""
+    shards = latent_shards.open_shards(str(folder))
+    shapes, captions = Counter(), Counter()
+    for shard in shards:
+        shapes[shard.shape] += len(shard)
+        captions.update(shard.caption(clip) for clip in range(len(shard)))
+    flipped = "yes" if all(s.can_flip for s in shards) else "not all"
+    lines = [
+        f"clips     {sum(shapes.values())}",
+        f"shards    {len(shards)}",
+        *(f"shape     {'x'.join(map(str, s))}: {n}" for s, n in sorted(shapes.items())),
+        f"flipped   {flipped}",
+        f"captions  {len(captions)} different",
+        f"size      {sum(s.size for s in shards) / 2**30:.3f} GiB",
+    ]
+    if base is not None:
+        lines.append(f"sheet     {draw_sheet(folder, shards, base)}")
+    return "\n".join(lines)
+
+
+def draw_sheet(folder: Path, shards: list[Shard], base: str) -> Path:
+    """Write a picture of a few clips of the first shard's shape, a row of frames each."""
+    quiet_libraries()
+    model = load_base(base_path(base))
+    alike = [s for s in shards if s.shape == shards[0].shape]
+    places = [(s, c) for s in alike for c in range(len(s))]
+    rows = []
+    for shard, clip in places[:: max(1, len(places) // _SHEET_ROWS)][:_SHEET_ROWS]:
+        latents = torch.from_numpy(shard.read(clip, flip=False)[0]).float()
+        shown = latents[:: max(1, len(latents) // _SHEET_FRAMES)]
+        frames = video.enlarge(decode(model, shown).numpy(), _SMALLEST_SIDE)
+        rows.append(np.concatenate(list(frames), axis=1))
+    return video.write_clip(folder / SHEET, np.concatenate(rows)[None], fps=1)
+
+
+def _bad_clips(shard: Shard) -> Iterator[str]:
+    keys = latent_shards.keys(shard.source)
+    flips = np.flatnonzero(shard.places[:, 2] >= 0).tolist()
+    for clip, flip in [*((c, False) for c in range(len(shard))), *((c, True) for c in flips)]:
+        where = f"{shard.name}/{keys[clip]}{' flipped' * flip}"
+        try:
+            latents, caption = shard.read(clip, flip)
+        except ValueError:
+            yield f"{where} cannot be read"
+            continue
+        if not np.isfinite(latents).all():
+            yield f"{where} has values that are no numbers"
+        if not caption.strip() and not flip:
+            yield f"{where} has no caption"
+
+
+def _against_records(folder: Path, sources: list[str], clips: int) -> Iterator[str]:
+    """Yield what the index and the command that made the clips tell otherwise."""
+    known = latent_shards.indexed(folder)
+    gone = sorted(set(known) - {Path(s).name for s in sources})
+    yield from (f"{name} is in {latent_shards.INDEX} and missing" for name in gone)
+    told = sum(len(s) for name, s in known.items() if name not in gone)
+    if known and told != clips:
+        yield f"{latent_shards.INDEX} tells {told} clips and there are {clips}"
+    record = folder / RECORD
+    if record.is_file():
+        wanted = json.loads(record.read_text(encoding="utf-8"))["clips"]
+        if wanted != clips:
+            yield f"{clips} of {wanted} clips are made, give the same `data generate` again"

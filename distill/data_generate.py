@@ -1,0 +1,219 @@
+"""`data generate`: clips of (base model, prompt) pairs, sampled by the teacher, as latent shards.
+
+AnimateDiff-Lightning section 3.3: DPM-Solver++ 32 steps, cfg 7.5. Processes share the shards out by
+number and never talk; a run that was killed goes on with the clips that it has.
+"""
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..motion_module import checkpoint
+from ..motion_module.files import atomic_path
+from ..motion_module.inject import inject
+from ..motion_module.module import MotionModule
+from . import latent_shards, train_checks
+from .base_models import BaseModel, load_base, quiet_libraries
+from .clips import choose_dtype, is_miniature
+from .data_request import Clip, DataRequest, ShardPlan, clip_of, plan
+from .devices import my_device
+from .generate import SAMPLE, check_positions, clips_predictor, initial_noise
+from .miniature import world
+from .named_models import base_path, motion_module_path
+
+RECORD = "generate.json"
+_CODED_AT_ONCE = 2  # frames that the VAE takes
+
+
+def run(request: DataRequest, rank: int | None = None, world_size: int | None = None) -> list[Path]:
+    """Make this process's shards, those numbered rank modulo world_size, and return the files.
+
+    Rank and world size are torchrun's by default. Raises ValueError, before any clip is made, for
+    models that are missing or unfit, and where the folder holds another command's clips.
+    """
+    quiet_libraries()
+    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
+    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    studio = Studio(request)
+    sizes = studio.sizes()
+    claim(request)
+    mine = plan(request, sizes)[rank::world_size]
+    left = [p for p in mine if not (request.out / p.name).is_file()]
+    with tqdm(total=sum(len(p.clips) for p in left), unit="clip", disable=None) as bar:
+        for part in left:
+            _make_shard(studio, part, bar)
+    for part in mine:  # a kill between the two last acts of a shard leaves its folder
+        shutil.rmtree(_work(request, part), ignore_errors=True)
+    if mine:
+        latent_shards.open_shards(str(request.out))  # brings index.json up to date
+    return [request.out / p.name for p in mine]
+
+
+def claim(request: DataRequest) -> None:
+    """Write down what is made, or refuse the folder of something else with ValueError."""
+    file, wanted = request.out / RECORD, request.fingerprint()
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        other = [k for k in wanted if found.get(k) != wanted[k]]
+        if other:
+            raise ValueError(
+                f"{request.out} holds clips with other {', '.join(other)}; give the same command, "
+                "or choose another --out."
+            )
+        return
+    if any(request.out.glob("*.tar")):
+        raise ValueError(f"{request.out} holds shards of unknown origin; choose another --out.")
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=2))
+
+
+def miniature_captions(count: int, seed: int) -> tuple[str, ...]:
+    """Return captions of the combinations that the miniature was trained on, none held out."""
+    if count < 1:
+        raise ValueError(f"--miniature-captions must be at least 1, not {count}.")
+    return tuple(world.draw(count, torch.Generator().manual_seed(seed)).captions())
+
+
+class Studio:
+    """The models that make clips; one base model at a time is in memory."""
+
+    def __init__(self, request: DataRequest) -> None:
+        self.request = request
+        self._device = my_device(request.device)
+        self._dtype = choose_dtype(request.dtype, self._device)
+        known = checkpoint.load(motion_module_path(request.motion_module))
+        check_positions(known.config.max_frames, request.clip(request.prompts[:1], 0, None, None))
+        for name in request.bases:
+            train_checks.check_fit(known, train_checks.empty_unet(base_path(name)), request.frames)
+            for prompt in request.prompts if is_miniature(name) else ():
+                world.check_prompt(prompt)
+        self._module = known.build(dtype=self._dtype).to(self._device)
+        self._name, self._base = "", None
+
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Return the wanted sizes; ValueError for one that is no multiple of a latent."""
+        first = self.base(self.request.bases[0])
+        side = first.default_size
+        sizes = self.request.sizes or ((side, side),)
+        for width, height in sizes:
+            wanted = self.request.clip(self.request.prompts[:1], 0, width, height)
+            wanted.sized(side, side, first.latent_factor)
+        return sizes
+
+    def base(self, name: str) -> BaseModel:
+        """Return a base model, loaded in place of the one before."""
+        if name != self._name:
+            self._base = None  # before the next takes its memory
+            self._base = load_base(
+                base_path(name), config=self.request.config, tokenizer=self.request.tokenizer,
+                prediction_type=self.request.prediction_type, device=self._device,
+                dtype=self._dtype,
+            )  # fmt: skip
+            self._name = name
+        return self._base
+
+    def make(self, clips: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield each clip's arrays by their names in a shard; all clips are of one base model."""
+        base = self.base(clips[0].base)
+        for clip, x0 in zip(clips, sample(base, self._module, clips), strict=True):
+            arrays = {latent_shards.LATENTS: x0}
+            if self.request.flip:
+                arrays[latent_shards.FLIPPED] = mirrored(base, x0)
+            yield {name: _half(clip, x) for name, x in arrays.items()}
+
+
+@torch.inference_mode()
+def sample(base: BaseModel, module: MotionModule, clips: Sequence[Clip]) -> Tensor:
+    """Return the clips' clean latents (clips, frames, channels, h, w), float32, on the device."""
+    first = clips[0].request
+    generators = [torch.Generator().manual_seed(c.request.seed) for c in clips]
+    noise = [initial_noise(base, c.request, g) for c, g in zip(clips, generators, strict=True)]
+    predict_eps = clips_predictor(base, [c.prompt for c in clips], cfg=first.cfg)
+    injection = inject(base.unet, module, num_frames=first.frames)
+    try:
+        x = torch.cat(noise).to(base.device)
+        x0 = SAMPLE[first.sampler](predict_eps, x, first.steps, generators[0], lambda: None)
+    finally:
+        injection.eject()
+    return x0.unflatten(0, (len(clips), first.frames))
+
+
+@torch.inference_mode()
+def mirrored(base: BaseModel, x0: Tensor) -> Tensor:
+    """Return the latents (frames, c, h, w) of the mirrored frames: decode, flip, encode.
+
+    A VAE does not commute with mirroring, so mirrored latents would be those of other frames.
+    """
+    scale = base.vae.config.scaling_factor
+    shift = getattr(base.vae.config, "shift_factor", None) or 0.0
+    parts = []
+    for z in x0.split(_CODED_AT_ONCE):
+        image = base.vae.decode((z / scale + shift).to(base.vae.dtype)).sample.float().flip(-1)
+        found = base.vae.encode(image.to(base.vae.dtype)).latent_dist.mode()
+        parts.append((found.float() - shift) * scale)
+    return torch.cat(parts)
+
+
+def _make_shard(studio: Studio, part: ShardPlan, bar: tqdm) -> None:
+    """Make the clips of a shard that are missing, one file each, and then the shard of them."""
+    request = studio.request
+    clips = [clip_of(request, n, part.size) for n in part.clips]
+    work = _work(request, part)
+    for together in _batches(clips, request.at_once):
+        if not all(_file(work, c).is_file() for c in together):
+            # in the same company as before, or rounding would differ
+            for clip, arrays in zip(together, studio.make(together), strict=True):
+                with atomic_path(_file(work, clip)) as temporary:
+                    np.savez(temporary, **arrays)
+        bar.update(len(together))
+    members = itertools.chain.from_iterable(_members(request, work, c) for c in clips)
+    latent_shards.write_tar(work / part.name, members)
+    os.replace(work / part.name, request.out / part.name)
+    shutil.rmtree(work)
+
+
+def _batches(clips: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
+    """Yield clips of one base model, at most `size` at once; the same ones on every run."""
+    for _, group in itertools.groupby(clips, key=lambda c: c.base):
+        mine = list(group)
+        yield from (mine[i : i + size] for i in range(0, len(mine), size))
+
+
+def _members(request: DataRequest, work: Path, clip: Clip) -> Iterator[tuple[str, bytes]]:
+    with np.load(_file(work, clip)) as arrays:
+        for name in arrays.files:
+            yield f"{clip.key}.{name}", latent_shards.npy(arrays[name])
+    yield f"{clip.key}.{latent_shards.CAPTION}", clip.prompt.encode()
+    asked = clip.request
+    told = {
+        "base": clip.base, "motion_module": request.motion_module, "prompt": clip.prompt,
+        "seed": asked.seed, "frames": asked.frames, "width": asked.width, "height": asked.height,
+        "steps": asked.steps, "cfg": asked.cfg, "sampler": asked.sampler,
+    }  # fmt: skip
+    yield f"{clip.key}.json", json.dumps(told).encode()
+
+
+def _half(clip: Clip, latents: Tensor) -> np.ndarray:
+    half = latents.half().cpu()
+    if not half.isfinite().all():
+        raise ValueError(
+            f"the clip of {clip.prompt!r} by {clip.base} has values that are no numbers; use "
+            "--dtype bfloat16 or float32."
+        )
+    return half.numpy()
+
+
+def _work(request: DataRequest, part: ShardPlan) -> Path:
+    return request.out / f".{Path(part.name).stem}"
+
+
+def _file(work: Path, clip: Clip) -> Path:
+    return work / f"{clip.key}.npz"

@@ -1,0 +1,31 @@
+"""Which device a process computes on."""
+
+import os
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name, for "auto" the best one here; ValueError for one not here."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} is not available here; use auto or cpu.") from error
+    if device.type == "meta":
+        raise ValueError("device 'meta' computes nothing; use auto or cpu.")
+    return device
+
+
+def my_device(name: str) -> torch.device:
+    """Return the device of that name; under torchrun with GPUs, this process's own."""
+    device = choose_device(name)
+    if device.type == "cuda":
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    return device

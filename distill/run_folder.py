@@ -1,0 +1,97 @@
+"""What a distillation keeps in its folder: its config, checkpoints and finished students.
+
+Every file is written under a temporary name and renamed, so that a kill at any instant leaves the
+last good one.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..motion_module import checkpoint
+from ..motion_module.files import atomic_path
+from ..motion_module.module import MotionModule
+from .train_config import TrainConfig
+
+RUN = "run.json"
+_NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.pt")
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """How far a run is: the stage and the phase by index, and the iterations done in it."""
+
+    stage: int
+    phase: int
+    iteration: int
+
+
+class RunFolder:
+    """The files of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def sheets(self) -> Path:
+        return self.root / "sheets"
+
+    def student(self, name: str) -> Path:
+        """Return the file of a stage's finished student."""
+        return self.root / "students" / f"{name}.safetensors"
+
+    def claim(self, config: TrainConfig, pools: dict[str, str]) -> None:
+        """Write down what is trained, or refuse the folder of something else with ValueError.
+
+        pools: the digest of each pool.
+        """
+        wanted = config.fingerprint() | {"clips": pools}
+        file = self.root / RUN
+        if not file.is_file():
+            with atomic_path(file) as temporary:
+                temporary.write_text(json.dumps(wanted, indent=2))
+            return
+        found = json.loads(file.read_text())
+        other = [key for key in wanted if found.get(key) != wanted[key]]
+        if other:
+            raise ValueError(
+                f"{self.root} holds a run with other {', '.join(other)}; go on with the same "
+                "config, or choose another --out."
+            )
+
+    def save(self, place: Place, content: dict, keep: int) -> Path:
+        """Write a checkpoint, and remove all but the newest `keep`."""
+        file = self.file(place)
+        with atomic_path(file) as temporary:
+            torch.save(content, temporary)
+        for old in sorted(self.places())[:-keep]:
+            self.file(old).unlink(missing_ok=True)
+        return file
+
+    def newest(self) -> Place | None:
+        """Return the place of the newest checkpoint, or None."""
+        return max(self.places(), default=None)
+
+    def file(self, place: Place) -> Path:
+        """Return the file of a checkpoint."""
+        return self._checkpoints / f"{place.stage}-{place.phase}-{place.iteration:08d}.pt"
+
+    def load(self, place: Place, device: torch.device) -> dict:
+        """Read a checkpoint's content."""
+        return torch.load(self.file(place), map_location=device, weights_only=True)
+
+    def places(self) -> list[Place]:
+        """Return the places of all checkpoints."""
+        names = (_NAME.fullmatch(f.name) for f in self._checkpoints.glob("*.pt"))
+        return [Place(*map(int, name.groups())) for name in names if name]
+
+    def save_student(self, name: str, module: MotionModule, metadata: dict[str, object]) -> Path:
+        """Write a finished student in float32."""
+        return checkpoint.save(module, self.student(name), metadata=metadata)
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.root / "checkpoints"

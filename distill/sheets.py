@@ -1,0 +1,66 @@
+"""Contact sheets while a distillation runs: student above teacher, at fixed prompts and seeds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..samplers import euler, schedule
+from . import video
+from .generate import decode
+from .student import MovingBase
+from .train_config import TrainConfig
+from .updates import Networks
+
+_FRAMES_SHOWN = 8
+_SMALLEST_SIDE = 256  # pixels of a sheet
+
+
+@torch.no_grad()
+def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
+    """Return a picture, uint8 (height, width, 3): a prompt's student above its teacher.
+
+    Drawn by the first base model of this process; prompt i has seed i.
+    """
+    stage, moving = networks.stage, next(iter(networks.bases.values()))
+    teacher_steps = networks.phase.teacher_steps or stage.teacher_steps
+    rows = []
+    for seed, prompt in enumerate(config.sheet_prompts):
+        noise = _noise(config, moving, seed)
+        with networks.autocast():
+            rows.append(_sample(moving, prompt, noise, stage.student_steps, 1.0))
+            with moving.taught_by(networks.teacher):
+                rows.append(_sample(moving, prompt, noise, teacher_steps, stage.cfg))
+    return _picture([decode(moving.base, latents).numpy() for latents in rows])
+
+
+def write(file: Path, picture: np.ndarray) -> Path:
+    """Write a picture as PNG."""
+    return video.write_clip(file, video.enlarge(picture[None], _SMALLEST_SIDE), fps=1)
+
+
+def _noise(config: TrainConfig, moving: MovingBase, seed: int) -> Tensor:
+    base = moving.base
+    shape = (base.latent_channels, config.height // base.latent_factor,
+             config.width // base.latent_factor)  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, config.frames, *shape, generator=generator).to(base.device)
+
+
+def _sample(moving: MovingBase, prompt: str, noise: Tensor, steps: int, cfg: float) -> Tensor:
+    """Return a clip's latents (frames, c, h, w)."""
+    text, without = moving.encode([prompt]), moving.encode([""])
+
+    def predict_eps(x: Tensor, t: int) -> Tensor:
+        times = torch.tensor([t], device=x.device)
+        return moving.predict_guided(x, times, text, without, cfg)
+
+    return euler.sample(predict_eps, noise, schedule.trailing_timesteps(steps))[0]
+
+
+def _picture(clips: Sequence[np.ndarray]) -> np.ndarray:
+    """Lay out some frames of each clip (frames, h, w, 3) in a row."""
+    every = max(1, len(clips[0]) // _FRAMES_SHOWN)
+    return np.concatenate([np.concatenate(list(clip[::every]), axis=1) for clip in clips], axis=0)

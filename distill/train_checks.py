@@ -1,0 +1,175 @@
+"""What can be wrong with a distillation, found before the first step and all at once."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from ..motion_module import checkpoint, layout
+from ..motion_module.checkpoint import MotionCheckpoint
+from . import batches, sd15_config
+from .clip_pool import ClipPool
+from .named_models import base_path, motion_module_path
+from .run_folder import RunFolder
+from .train_config import ConfigError, Stage, TrainConfig
+
+
+def check(config: TrainConfig, world_size: int) -> None:
+    """Raise ConfigError with every problem of a config on so many processes."""
+    problems = [*of_schedule(config), *of_layout(config, world_size), *of_files(config)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def teacher_file(config: TrainConfig, index: int, steps: int) -> Path:
+    """Return the file of the teacher of `steps` for a stage: an earlier student's, or the first."""
+    made = {s.student_steps: s.name for s in config.stages[:index] if s.loss != "consistency"}
+    if config.stages[index].loss == "consistency" or steps not in made:
+        return motion_module_path(config.teacher)
+    return RunFolder(config.out).student(made[steps])
+
+
+def of_schedule(config: TrainConfig) -> Iterator[str]:
+    """Yield what is impossible or in vain in the stages."""
+    made: list[int] = []
+    for index, stage in enumerate(config.stages):
+        where = f"stages.{index}"
+        yield from _of_steps(where, stage)
+        if stage.loss == "consistency":
+            continue
+        for steps in _teachers(stage):
+            if made and steps not in made:
+                yield (
+                    f"{where} is taught by a student of {steps} steps, which no earlier stage "
+                    f"makes; they make {', '.join(map(str, made))}."
+                )
+        made.append(stage.student_steps)
+    names = [stage.name for stage in config.stages]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        yield f"two stages make the student {name!r}; keep one, or write the other to its own out."
+
+
+def of_layout(config: TrainConfig, world_size: int) -> Iterator[str]:
+    """Yield why clips cannot be shared out over slots and processes."""
+    for slot in config.slots:
+        if slot.pool not in config.pools:
+            known = ", ".join(config.pools) or "none"
+            yield f"slots name the pool {slot.pool!r}, which is not in pools ({known}); add it."
+    try:
+        batches.parts(config, 0, world_size)
+    except ValueError as error:
+        yield str(error)
+
+
+def of_files(config: TrainConfig) -> Iterator[str]:
+    """Yield what is wrong with the motion modules, base models and clips, or with their fit."""
+    channels: dict[str, int] = {}
+    modules: dict[str, MotionCheckpoint] = {}
+    for name in dict.fromkeys([config.teacher, config.discriminator_motion_module]):
+        found, problem = _attempt(lambda n=name: checkpoint.load(motion_module_path(n)))
+        yield from problem
+        if found is not None:
+            modules[name] = found.without_tensors()
+    for name in dict.fromkeys([*config.bases, config.discriminator_base]):
+        unet, problem = _attempt(lambda n=name: empty_unet(base_path(n)))
+        yield from problem
+        if unet is None:
+            continue
+        channels[name] = unet.config.in_channels
+        for wanted in _wanted_in(config, name) & modules.keys():
+            module = modules[wanted]
+            _, problem = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
+            yield from problem
+    for name, pool in config.pools.items():
+        found, problem = _attempt(lambda p=pool: ClipPool(p.shards))
+        yield from problem
+        if found is not None:
+            yield from _of_shapes(config, name, found, channels)
+
+
+def empty_unet(base: Path) -> UNet2DConditionModel:
+    """Return a base model's UNet without weights; ValueError where there is none at the path."""
+    if not base.exists():
+        raise ValueError(f"the base model {base} was not found; check the path in slots.")
+    known = base / "unet" / "config.json"
+    if base.is_dir() and not known.is_file():
+        raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
+    with torch.device("meta"):
+        if base.is_dir():
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(known))
+        return UNet2DConditionModel.from_config(sd15_config.UNET)
+
+
+def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
+    """Raise ValueError where a motion module has no place in a UNet, or too few positions."""
+    layout.check_fit(module.config, layout.sites(unet))
+    if frames > module.config.max_frames:
+        raise ValueError(
+            f"{module.path.name} has positions for {module.config.max_frames} frames; lower frames "
+            f"from {frames}."
+        )
+
+
+def _of_steps(where: str, stage: Stage) -> Iterator[str]:
+    for steps in _teachers(stage):
+        if steps % stage.student_steps or steps == stage.student_steps:
+            yield (
+                f"{where} goes from {steps} to {stage.student_steps} steps; the teacher's must be "
+                "a multiple of the student's."
+            )
+    if stage.loss != "adversarial" and len(stage.phases) > 1:
+        count = len(stage.phases)
+        yield f"{where} has {count} phases, which only adversarial stages need; keep one."
+    for number, part in enumerate(stage.phases):
+        if part.renoise_weights and len(part.renoise_weights) != len(stage.renoise):
+            yield (
+                f"{where}.phases.{number} has {len(part.renoise_weights)} renoise_weights for "
+                f"{len(stage.renoise)} values of renoise; give one for each."
+            )
+    if stage.renoise and stage.loss != "adversarial":
+        yield f"{where} has renoise, but no discriminator that would see it; remove it."
+
+
+def _teachers(stage: Stage) -> list[int]:
+    """Return the steps of every teacher that a stage has, its own first."""
+    others = [p.teacher_steps for p in stage.phases if p.teacher_steps is not None]
+    return list(dict.fromkeys([stage.teacher_steps, *others]))
+
+
+def _wanted_in(config: TrainConfig, base: str) -> set[str]:
+    """Return the names of the motion modules that a base model must have places for."""
+    wanted = {config.teacher} if base in config.bases else set()
+    if base == config.discriminator_base and any(s.loss == "adversarial" for s in config.stages):
+        wanted.add(config.discriminator_motion_module)
+    return wanted
+
+
+def _of_shapes(
+    config: TrainConfig, name: str, pool: ClipPool, channels: dict[str, int]
+) -> Iterator[str]:
+    for shape in pool.shapes:
+        frames, depth = shape[:2]
+        if frames > config.frames:
+            yield (
+                f"pools.{name} holds clips of {frames} frames; raise frames from {config.frames}."
+            )
+        for slot in config.slots:
+            wanted = channels.get(slot.base, depth)
+            if slot.pool == name and wanted != depth:
+                yield (
+                    f"pools.{name} holds latents of {depth} channels and {slot.base} wants "
+                    f"{wanted}; make the clips with a base model of its family."
+                )
+    if config.pools[name].flip and not pool.can_flip:
+        yield (
+            f"pools.{name} has no flipped latents; set flip = false, or make the clips with --flip."
+        )
+
+
+def _attempt(work: Callable) -> tuple:
+    """Return what some work gives and no problem, or None and its sentence."""
+    try:
+        return work(), []
+    except ValueError as error:
+        return None, [str(error)]

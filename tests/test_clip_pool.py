@@ -1,0 +1,244 @@
+"""Pools of clips: groups as pure functions of a number, and shards that any reader understands."""
+
+import json
+import os
+import tarfile
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+from animatediff_lightning.distill import flips, latent_shards, shard_cache
+from animatediff_lightning.distill.cache import CACHE_VARIABLE
+from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
+from animatediff_lightning.distill.latent_shards import INDEX, npy, write_tar
+from animatediff_lightning.distill.miniature import metrics, styles, world
+
+SQUARE, WIDE = (2, 4, 3, 3), (2, 4, 3, 5)
+
+
+def write_shard(file, count, first=0, shape=SQUARE, flip=True, **extra):
+    """Write a shard whose clip n is filled with n, and its flipped one with -n."""
+    members = []
+    for n in range(first, first + count):
+        members.append((f"{n:04d}.latents.npy", npy(np.full(shape, n, np.float16))))
+        if flip:
+            members.append((f"{n:04d}.flipped.npy", npy(np.full(shape, -n, np.float16))))
+        members.append((f"{n:04d}.txt", f"clip {n} going left".encode()))
+        members.append((f"{n:04d}.json", json.dumps({"n": n} | extra).encode()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_tar(file, members)
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_shard(tmp_path / "pool" / "a-0.tar", 7)
+    write_shard(tmp_path / "pool" / "a-1.tar", 5, first=100, shape=WIDE)
+    write_shard(tmp_path / "pool" / "a-2.tar", 1, first=200)
+    return tmp_path / "pool"
+
+
+def epoch(pool, size, seed, number=0, groups=5):
+    return [tuple(pool.group(number * groups + i, size, seed)) for i in range(groups)]
+
+
+def test_a_clip_is_read_by_its_place_in_both_orientations(folder):
+    pool = ClipPool(str(folder))
+    assert len(pool) == 13
+    assert pool.shapes == {SQUARE, WIDE}
+    assert pool.can_flip
+    x0, caption = pool.read(ClipRef(1, 3)).oriented(False)
+    assert (x0.dtype, tuple(x0.shape), caption) == (torch.float32, WIDE, "clip 103 going left")
+    assert (x0 == 103).all()
+    x0, caption = pool.read(ClipRef(1, 3)).oriented(True)
+    assert (x0 == -103).all()
+    assert caption == "clip 103 going right"
+
+
+def test_a_group_is_a_pure_function_of_its_arguments(folder):
+    pool, again = ClipPool(str(folder)), ClipPool(str(folder))
+    numbers = [7, 0, 3, 3, 12]
+    groups = [pool.group(n, 2, (1, 2)) for n in numbers]
+    assert groups == [again.group(n, 2, (1, 2)) for n in reversed(numbers)][::-1]
+
+
+def test_an_epoch_has_every_full_group_once_and_each_of_one_shape(folder):
+    pool = ClipPool(str(folder))
+    for number in range(4):
+        groups = epoch(pool, 2, (0,), number)  # 3 of the first shard, 2 of the second
+        assert all(len({ref.shard for ref in group}) == 1 for group in groups)
+        refs = [ref for group in groups for ref in group]
+        assert len(set(refs)) == len(refs)
+        assert sorted(group[0].shard for group in groups) == [0, 0, 0, 1, 1]
+
+
+def test_every_clip_has_its_turn_in_some_epoch(folder):
+    pool = ClipPool(str(folder))
+    seen = {ref for n in range(20) for group in epoch(pool, 2, (0,), n) for ref in group}
+    assert len(seen) == 12
+
+
+def test_seeds_and_epochs_shuffle_shards_and_clips(folder):
+    pool = ClipPool(str(folder))
+    assert epoch(pool, 2, (0,)) != epoch(pool, 2, (1,))
+    assert epoch(pool, 2, (0, 1)) != epoch(pool, 2, (0, 2))
+    assert epoch(pool, 2, (0,)) != epoch(pool, 2, (0,), number=1)
+    assert {epoch(pool, 2, (s,))[0][0].shard for s in range(10)} == {0, 1}
+
+
+def test_too_few_clips_are_told_with_the_fix(folder):
+    pool = ClipPool(str(folder))
+    with pytest.raises(ValueError, match="holds 13 clips and a group needs 14; make more clips"):
+        pool.group(0, 14, (0,))
+    with pytest.raises(ValueError, match=r"no shard .* 8 clips .* \(at most 7\); make larger"):
+        pool.group(0, 8, (0,))
+
+
+def test_the_digest_knows_the_clips_and_not_their_folder(folder, tmp_path):
+    digest = ClipPool(str(folder)).digest()
+    folder.rename(tmp_path / "moved")
+    assert ClipPool(str(tmp_path / "moved")).digest() == digest
+    assert ClipPool(str(tmp_path / "moved" / "a-{0..1}.tar")).digest() != digest
+    write_shard(tmp_path / "moved" / "a-2.tar", 2)
+    assert ClipPool(str(tmp_path / "moved")).digest() != digest
+
+
+def test_a_pool_with_a_clip_in_one_orientation_cannot_flip(folder):
+    write_shard(folder / "a-3.tar", 1, flip=False)
+    pool = ClipPool(str(folder))
+    assert not pool.can_flip
+    with pytest.raises(ValueError, match=r"a-3.tar has no flipped latents"):
+        pool.read(ClipRef(3, 0)).oriented(True)
+
+
+def test_threads_read_the_right_clips(folder):
+    pool = ClipPool(str(folder))
+    with ThreadPoolExecutor(8) as threads:
+        found = threads.map(lambda n: pool.read(ClipRef(0, n % 7)).oriented(False)[0], range(200))
+    assert [x.mean().item() for x in found] == [n % 7 for n in range(200)]
+
+
+# ---- shards ------------------------------------------------------------------------------------
+
+
+def test_webdataset_reads_the_shards(folder):
+    files = str(folder / "a-{0..2}.tar")
+    samples = list(webdataset.WebDataset(files, shardshuffle=False).decode())
+    assert [s["__key__"] for s in samples[:2]] == ["0000", "0001"]
+    assert len(samples) == 13
+    assert samples[8]["latents.npy"].shape == WIDE
+    assert (samples[8]["flipped.npy"] == -101).all()
+    assert samples[8]["txt"] == "clip 101 going left"
+    assert samples[8]["json"] == {"n": 101}
+
+
+def test_a_tar_file_by_webdataset_is_a_shard(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "w.tar")) as writer:
+        writer.write({
+            "__key__": "x", "latents.npy": np.ones(SQUARE, np.float16), "txt": "a fish"
+        })  # fmt: skip
+    x0, caption = ClipPool(str(tmp_path / "w.tar")).read(ClipRef(0, 0)).oriented(False)
+    assert (x0.sum().item(), caption) == (72, "a fish")
+
+
+def test_the_index_is_used_and_made_anew_where_it_is_missing_or_old(folder, monkeypatch):
+    digest = ClipPool(str(folder)).digest()
+    looked = []
+    look = latent_shards.index
+    monkeypatch.setattr(latent_shards, "index", lambda s: looked.append(s) or look(s))
+    assert ClipPool(str(folder)).digest() == digest
+    assert not looked
+    (folder / INDEX).unlink()
+    assert ClipPool(str(folder)).digest() == digest
+    assert len(looked) == 3
+    write_shard(folder / "a-1.tar", 5, first=100, shape=WIDE, more="words")
+    os.utime(folder / "a-1.tar", (1, 1))  # the same size at another time
+    ClipPool(str(folder))
+    assert len(looked) == 4
+    (folder / INDEX).write_text("{")
+    assert ClipPool(str(folder)).digest() == digest
+
+
+@pytest.mark.parametrize("length", [100, 5000, -20000, "before a clip"])
+def test_a_shard_that_was_cut_is_damaged(folder, length):
+    file = folder / "a-0.tar"
+    if length == "before a clip":  # as many headers as bytes: only the end is missing
+        length = int(latent_shards.index(str(file)).places[3, 0]) - 512
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"a-0.tar is damaged or no tar file; copy or make"):
+        ClipPool(str(folder))
+
+
+def test_what_is_no_latents_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="holds no shards of clips; give a folder"):
+        ClipPool(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="1 of 4 shards were not found"):
+        ClipPool(str(folder / "a-{0..3}.tar"))
+    write_shard(tmp_path / "flat.tar", 1, shape=(4, 4))
+    with pytest.raises(ValueError, match=r"flat.tar holds no latents"):
+        ClipPool(str(tmp_path / "flat.tar"))
+    with tarfile.open(tmp_path / "video.tar", "w") as tar:
+        tar.add(folder / "a-0.tar", "x.mp4")
+    with pytest.raises(ValueError, match=r"video.tar holds no latents"):
+        ClipPool(str(tmp_path / "video.tar"))
+    both = [(f"{k}.latents.npy", npy(np.zeros(s, np.float16))) for k, s in
+            (("a", SQUARE), ("b", WIDE))]  # fmt: skip
+    write_tar(tmp_path / "both.tar", both)
+    with pytest.raises(ValueError, match=r"both.tar holds clips of several shapes"):
+        ClipPool(str(tmp_path / "both.tar"))
+    write_tar(tmp_path / "mute.tar", both[:1])
+    with pytest.raises(ValueError, match=r"mute.tar lacks a.txt"):
+        ClipPool(str(tmp_path / "mute.tar"))
+
+
+def test_urls_are_fetched_into_a_cache_that_stays_small(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    size = (folder / "a-0.tar").stat().st_size + (folder / "a-1.tar").stat().st_size
+    monkeypatch.setattr(shard_cache, "MAX_BYTES", size)
+    url = f"pipe:cat {folder}/a-{{0..2}}.tar"
+    pool = ClipPool(url)
+    assert len(pool) == 13
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
+    assert pool.read(ClipRef(0, 3)).oriented(True)[0].mean() == -3  # had left the cache
+    assert ClipPool(url).digest() == pool.digest()
+    with pytest.raises(ValueError, match="cannot be fetched; check the address"):
+        ClipPool(f"pipe:cat {folder}/none.tar")
+
+
+# ---- flips -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("caption", "wanted"),
+    [
+        ("a red fish swimming left", "a red fish swimming right"),
+        ("Left-hand drive, RIGHT lane", "Right-hand drive, LEFT lane"),
+        ("panning rightwards from left to right", "panning leftwards from right to left"),
+        ("the leftmost dancer turns clockwise", "the rightmost dancer turns counterclockwise"),
+        ("bright leftovers right now, all right", None),
+        ("a bird flying up", None),
+    ],
+)
+def test_captions_change_sides(caption, wanted):
+    assert flips.flipped(caption) == (wanted or caption)
+    assert flips.is_directional(caption) == (wanted is not None)
+    assert flips.flipped(flips.flipped(caption)) == caption
+
+
+@pytest.mark.parametrize("style", ["plain", "ink"])
+def test_mirrored_true_clips_show_their_mirrored_captions(style):
+    scenes = world.draw(64, torch.Generator().manual_seed(1))
+    other = torch.tensor([1, 0, 2, 3])[scenes.direction]
+    told = world.Scenes(**{**vars(scenes), "direction": other})
+    assert told.captions() == [flips.flipped(c) for c in scenes.captions()]
+    clips = metrics.true_clips(scenes, style)
+    plain, mirrored = (
+        metrics.summary(metrics.score(*pair, style))
+        for pair in ((clips, scenes), (clips.flip(-1), told))
+    )
+    assert plain["motion"] == mirrored["motion"] == 1
+    assert mirrored["heading"] == pytest.approx(plain["heading"], abs=0.02)
+    assert metrics.summary(metrics.score(clips.flip(-1), scenes, style))["motion"] < 0.8
+    assert style in styles.STYLES

@@ -1,0 +1,274 @@
+"""`data generate`: every pair once, the same on any number of processes and after any kill."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from animatediff_lightning.distill import cli, data_check, data_generate, latent_shards
+from animatediff_lightning.distill.base_models import load_base
+from animatediff_lightning.distill.cache import CACHE_VARIABLE
+from animatediff_lightning.distill.cli_data import parse_size
+from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
+from animatediff_lightning.distill.data_request import DataRequest, clip_of, plan
+from animatediff_lightning.distill.generate import generate_latents
+from animatediff_lightning.distill.miniature import shipped, world
+from animatediff_lightning.motion_module import checkpoint
+
+FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
+PROMPTS = ("a red fish swimming left", "a big blue bird flying up", "a teal mouse running right")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small models: more threads only spin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("RANK", raising=False)
+        patch.delenv("WORLD_SIZE", raising=False)
+        yield
+    torch.set_num_threads(threads)
+
+
+def request_for(out, **options):
+    return DataRequest(**{
+        "bases": ("miniature:plain", "miniature:ink"), "motion_module": "miniature",
+        "prompts": PROMPTS, "out": out, "steps": 2, "cfg": 2.5, "shard_size": 4, "device": "cpu",
+    } | options)  # fmt: skip
+
+
+def tars(folder):
+    return {f.name: f.read_bytes() for f in folder.glob("*.tar")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder that one process filled: two shards, of four clips and of two."""
+    request = request_for(tmp_path_factory.mktemp("data") / "alone")
+    data_generate.run(request)
+    return request
+
+
+def test_every_pair_is_made_once(undisturbed):
+    found = []
+    for source in latent_shards.find(str(undisturbed.out)):
+        for key, part, entry, tar in latent_shards.video_shards._members(source):
+            if part == "json":
+                told = json.loads(tar.extractfile(entry).read())
+                assert (told["frames"], told["width"], told["steps"]) == (16, 16, 2)
+                found.append((key, told["base"], told["prompt"], told["seed"]))
+    pairs = [(b, p) for b in undisturbed.bases for p in PROMPTS]
+    assert [f[1:3] for f in found] == pairs
+    assert [f[0] for f in found] == [f"{n:08d}" for n in range(6)]
+    assert len({f[3] for f in found}) == 6
+    assert sorted(f.name for f in undisturbed.out.iterdir()) == [
+        "clips-000000.tar", "clips-000001.tar", "generate.json", "index.json"
+    ]  # fmt: skip
+
+
+def test_a_clip_is_what_the_generate_command_makes_of_its_seed(undisturbed):
+    clip = clip_of(undisturbed, 4, (16, 16))
+    module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    base = load_base(shipped.base("ink"))
+    wanted = generate_latents(base, module, clip.prompt, clip.request)
+    pool = ClipPool(str(undisturbed.out))
+    x0, caption = pool.read(ClipRef(1, 0)).oriented(False)
+    assert caption == clip.prompt == PROMPTS[1]
+    assert torch.allclose(x0, wanted, atol=5e-3)
+
+
+def test_flipped_latents_are_those_of_the_flipped_frames(undisturbed):
+    pool, vae = ClipPool(str(undisturbed.out)), load_base(shipped.base()).vae
+    assert pool.can_flip
+    plain, mirrored = (pool.read(ClipRef(0, 2)).oriented(flip) for flip in (False, True))
+    assert mirrored[1] == "a teal mouse running left"
+    assert torch.equal(vae.decode(mirrored[0]).sample, vae.decode(plain[0]).sample.flip(-1))
+    assert not torch.equal(mirrored[0], plain[0].flip(-1))
+
+
+def test_two_processes_make_what_one_does(undisturbed, tmp_path, monkeypatch):
+    request = replace(undisturbed, out=tmp_path / "two")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    processes = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        processes.append(FORK.Process(target=data_generate.run, args=(request,)))
+        processes[-1].start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    assert tars(request.out) == tars(undisturbed.out)
+    assert ClipPool(str(request.out)).digest() == ClipPool(str(undisturbed.out)).digest()
+
+
+def test_a_process_makes_only_its_own_shards(undisturbed, tmp_path):
+    request = replace(undisturbed, out=tmp_path / "half")
+    (files,) = data_generate.run(request, rank=1, world_size=2)
+    assert list(tars(request.out)) == [files.name] == ["clips-000001.tar"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_killed_run_goes_on_to_the_same_clips(undisturbed, tmp_path, at_once):
+    # three a shard: the second batch of two has one clip of it
+    request = replace(undisturbed, out=tmp_path / "killed", at_once=at_once, shard_size=3)
+    for clips in (1, 2, 4):
+        process = FORK.Process(target=data_generate.run, args=(request,))
+        process.start()
+        while made(request.out) < clips and process.is_alive():
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert made(request.out) >= clips
+    data_generate.run(request)
+    whole = replace(request, out=tmp_path / "whole")
+    data_generate.run(whole)
+    assert tars(request.out) == tars(whole.out)
+    assert not list(request.out.glob(".*"))
+
+
+def made(folder):
+    return 3 * len(list(folder.glob("clips-*.tar"))) + len(list(folder.glob(".clips-*/0*.npz")))
+
+
+def test_finished_clips_are_kept_and_another_process_is_left_alone(
+    undisturbed, tmp_path, monkeypatch
+):
+    request = replace(undisturbed, out=tmp_path / "kept")
+    original, calls = data_generate.sample, []
+
+    def interrupted(base, module, clips):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(clips[0].number)
+        return original(base, module, clips)
+
+    monkeypatch.setattr(data_generate, "sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        data_generate.run(request)
+    others = request.out / ".clips-000001"
+    others.mkdir()
+    (others / "00000004.npz").write_bytes(b"in progress")
+    calls.clear()
+    data_generate.run(request, rank=0, world_size=2)
+    assert calls == [3]
+    assert (others / "00000004.npz").read_bytes() == b"in progress"
+    assert tars(request.out)["clips-000000.tar"] == tars(undisturbed.out)["clips-000000.tar"]
+
+
+def test_another_command_in_the_folder_is_refused(undisturbed, tmp_path):
+    for change in ({"steps": 3}, {"prompts": PROMPTS[:2]}, {"bases": ("miniature:wood",)}):
+        with pytest.raises(ValueError, match=r"holds clips with other .*; give the same command"):
+            data_generate.run(replace(undisturbed, **change))
+    data_generate.run(replace(undisturbed, device="auto"))
+    (tmp_path / "clips-000000.tar").touch()
+    with pytest.raises(ValueError, match="shards of unknown origin"):
+        data_generate.run(replace(undisturbed, out=tmp_path))
+
+
+def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
+    sizes = ((16, 16), (24, 16))
+    request = request_for(tmp_path, prompts=PROMPTS[:2], sizes=sizes, frames=4, flip=False)
+    shards = plan(request, sizes)
+    assert [s.clips for s in shards] == [(0, 3), (1, 2)]
+    data_generate.run(request)
+    pool = ClipPool(str(tmp_path))
+    assert pool.shapes == {(4, 12, 8, 8), (4, 12, 8, 12)}
+    assert not pool.can_flip
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"bases": ()}, "there is no base model"),
+        ({"bases": ("miniature:oil",)}, "no base model 'oil'"),
+        ({"bases": ("nowhere",)}, "base model nowhere was not found"),
+        ({"motion_module": "nowhere.safetensors"}, "was not found"),
+        ({"prompts": ("a red dog",)}, "does not know the word 'dog'"),
+        ({"sizes": ((15, 16),)}, "must be a multiple of 2"),
+        ({"frames": 99}, "positions for"),
+        ({"shard_size": 0}, "--shard-size must be at least 1"),
+        ({"steps": 0}, "steps must be between"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        data_generate.run(request_for(tmp_path / "out", **change))
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_the_miniature_are_never_held_out():
+    captions = data_generate.miniature_captions(500, seed=3)
+    held_out = {world.caption(c, k, d, s) for c, k, size, d in world.held_out_combinations()
+                for s in (size, None)}  # fmt: skip
+    assert len(captions) == 500
+    assert not held_out & set(captions)
+    assert captions == data_generate.miniature_captions(500, seed=3)
+    assert captions != data_generate.miniature_captions(500, seed=4)
+
+
+# ---- verify and stats --------------------------------------------------------------------------
+
+
+def test_sound_folders_are_verified_and_counted(undisturbed):
+    assert data_check.verify(undisturbed.out) == "all 6 clips are sound (shards: 2)."
+    lines = data_check.stats(undisturbed.out).splitlines()
+    assert [line.split()[1] for line in lines[:2]] == ["6", "2"]
+    assert "16x12x8x8: 6" in lines[2]
+    assert lines[4].endswith("3 different")
+
+
+def test_all_faults_are_listed(undisturbed, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name, content in tars(undisturbed.out).items():
+        (broken / name).write_bytes(content)
+    ClipPool(str(broken))
+    bad = np.full((16, 12, 8, 8), np.nan, np.float16)
+    latent_shards.write_tar(
+        broken / "clips-000001.tar",
+        [("k.latents.npy", latent_shards.npy(bad)), ("k.txt", b" "), ("k.json", b"{}")],
+    )
+    (broken / "clips-000002.tar").write_bytes(b"no tar file")
+    with pytest.raises(ValueError, match="has 4 faults") as error:
+        data_check.verify(broken)
+    for sentence in (
+        "clips-000001.tar/k has values that are no numbers", "clips-000001.tar/k has no caption",
+        "clips-000002.tar is damaged", "index.json tells 6 clips and there are 5",
+    ):  # fmt: skip
+        assert sentence in str(error.value)
+    with pytest.raises(ValueError, match="holds no shards of clips"):
+        data_check.verify(tmp_path)
+
+
+def test_an_unfinished_folder_is_told(undisturbed, tmp_path):
+    request = replace(undisturbed, out=tmp_path)
+    data_generate.run(request, rank=1, world_size=2)
+    with pytest.raises(ValueError, match="2 of 6 clips are made, give the same"):
+        data_check.verify(tmp_path)
+
+
+def test_the_commands_make_verify_and_show_clips(tmp_path, capsys):
+    out = tmp_path / "out"
+    common = ["--base", "miniature:plain", "--motion-module", "miniature", "--out", str(out)]
+    made = ["--miniature-captions", "2", "--steps", "1", "--at-once", "2", "--size", "16x16"]
+    assert cli.main(["data", "generate", *common, *made]) == 0
+    assert "wrote 1 shard of 2 clips" in capsys.readouterr().out
+    assert cli.main(["data", "verify", str(out)]) == 0
+    assert cli.main(["data", "stats", str(out), "--base", "miniature:plain"]) == 0
+    assert "clips     2" in capsys.readouterr().out
+    assert (out / data_check.SHEET).is_file()
+    assert cli.main(["data", "generate", *common]) == 2
+    assert "give either --prompts or --miniature-captions" in capsys.readouterr().err
+
+
+def test_a_size_is_width_and_height():
+    assert parse_size("512x320") == (512, 320)
+    with pytest.raises(ValueError, match="write it as 512x512"):
+        parse_size("512")

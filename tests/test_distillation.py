@@ -1,0 +1,355 @@
+"""Distillation end to end on the miniature's bases: who learns when, ranks, kills and curves."""
+
+import csv
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from animatediff_lightning.distill import distillation, distributed, phase, train_config, updates
+from animatediff_lightning.distill.batches import Moment
+from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.student import MovingBase
+from animatediff_lightning.motion_module import checkpoint
+from safetensors.torch import load_file
+
+from . import distil_files
+
+CPU = torch.device("cpu")
+FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
+GOLDEN = Path(__file__).parent / "golden" / "distillation_curve.json"
+EXACT = ("loss_d", "loss_g", "d_on_teacher", "d_on_student", "norm_d", "norm_g")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory):
+    """The folder of a whole run, and its config."""
+    folder = tmp_path_factory.mktemp("run")
+    file = distil_files.write_config(folder / "run.toml", folder / "out", clips)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    return folder / "out", file
+
+
+def curves(folder):
+    """Return what each iteration measured, but for time and memory."""
+    with (folder / "curves.csv").open() as source:
+        rows = list(csv.DictReader(source))
+    return [
+        (r["stage"], r["phase"], r["iteration"], *(r[name] for name in EXACT)) for r in rows
+    ]  # fmt: skip
+
+
+def students(folder):
+    return {f.name: load_file(f) for f in sorted((folder / "students").glob("*.safetensors"))}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(t, b[k]) for k, t in a.items())
+
+
+# ---- one run -------------------------------------------------------------------------------------
+
+
+def test_each_stage_leaves_a_student_that_tells_what_it_is(undisturbed):
+    folder, file = undisturbed
+    for steps in (2, 1):
+        found = checkpoint.load(folder / "students" / f"{steps}step.safetensors")
+        assert found.steps == steps
+        assert found.metadata["training"] == train_config.read(file).digest()
+        assert found.metadata["bases"] == "plain, toon"
+        assert str(folder) not in json.dumps(dict(found.metadata))
+    assert not same(*students(folder).values())
+
+
+def test_it_can_be_looked_at(undisturbed):
+    folder, _ = undisturbed
+    assert [row[:3] for row in curves(folder)] == [
+        (s, p, i) for s, p in (("0", "0"), ("1", "0"), ("1", "1")) for i in ("0", "1")
+    ]
+    assert [f.name for f in sorted((folder / "sheets").glob("*.png"))] == [
+        "1step-0-00000002.png", "1step-1-00000002.png", "2step-0-00000002.png",
+    ]  # fmt: skip
+    assert list((folder / "tensorboard").iterdir())
+    assert len(list((folder / "checkpoints").iterdir())) == 2  # the newest K
+
+
+def test_a_second_run_gives_the_same_to_the_bit(undisturbed, clips, tmp_path):
+    folder, _ = undisturbed
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert curves(tmp_path / "out") == curves(folder)
+    for name, tensors in students(folder).items():
+        assert same(students(tmp_path / "out")[name], tensors)
+
+
+def test_a_finished_run_does_nothing_and_another_config_is_refused(undisturbed, capsys):
+    folder, file = undisturbed
+    before = students(folder)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert all(same(before[name], t) for name, t in students(folder).items())
+    assert main(["train", str(file), "--device", "cpu", "--resume", "never"]) == 2
+    assert "holds a run; choose another --out" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("cfg = 1.5", "cfg = 2.5"))
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    assert "holds a run with other stages" in capsys.readouterr().err
+    file.write_text(file.read_text().replace("cfg = 2.5", "cfg = 1.5"))
+
+
+def test_checkpointing_changes_nothing_but_memory(undisturbed, clips, tmp_path):
+    folder, _ = undisturbed
+    file = distil_files.write_config(
+        tmp_path / "run.toml", tmp_path / "out", clips, checkpointing=True
+    )
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    for plain, found in zip(curves(folder), curves(tmp_path / "out"), strict=True):
+        for a, b in zip(plain, found, strict=True):
+            assert float(a or 0) == pytest.approx(float(b or 0), rel=1e-4, abs=1e-6)
+
+
+# ---- who learns when -----------------------------------------------------------------------------
+
+
+class Stage:
+    """The adversarial stage of a config, set up to take single updates."""
+
+    def __init__(self, file):
+        self.config = train_config.read(file)
+        self.loaded = distillation.load(self.config, CPU, resume=True)
+        teacher = distillation.train_checks.teacher_file(self.config, 1, 2)
+        self.student = checkpoint.load(teacher).build(dtype=torch.float32).requires_grad_(True)
+        by_unet = {id(b.unet): MovingBase(b, self.student) for b in self.loaded.bases.values()}
+        self.moving = {s: by_unet[id(b.unet)] for s, b in self.loaded.bases.items()}
+        self.moment = Moment(1, 0, 0)
+        self.judge = distillation.make_judge(self.loaded, self.moment, None)
+        self.networks = distillation._networks(
+            self.loaded, self.moment, self.student, self.moving, self.judge
+        )
+        self.run = phase.PhaseRun.start(self.networks)
+        ahead = distillation._read_ahead(self.loaded, self.moment)
+        self.batches = ahead(0)
+        ahead.close()
+
+    def close(self):
+        for base in set(self.moving.values()):
+            base.close()
+
+    def weights(self):
+        bases = {id(b.unet): b for b in self.loaded.bases.values()}.values()
+        return {
+            "student": copied(self.student), "judge": copied(self.judge),
+            "teacher": copied(self.networks.teacher),
+            "bases": {f"{i}.{k}": v for i, b in enumerate(bases) for part in
+                      (b.unet, b.text_encoder) for k, v in copied(part).items()},
+        }  # fmt: skip
+
+
+def copied(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+@pytest.fixture
+def stage(undisturbed):
+    stage = Stage(undisturbed[1])
+    yield stage
+    stage.close()
+
+
+def test_the_discriminators_half_changes_the_discriminator_alone(stage):
+    before = stage.weights()
+    stage.run._update_judge(0, stage.batches)
+    after = stage.weights()
+    changed = [k for k, v in before["judge"].items() if not torch.equal(v, after["judge"][k])]
+    learns = {name for name, _ in stage.judge.named_parameters()}
+    assert set(changed) <= learns
+    assert len(changed) > 0.9 * len(learns)  # Adam moves what has a gradient at all
+    for part in ("student", "teacher", "bases"):
+        assert same(before[part], after[part]), part
+    assert all(p.grad is None for p in stage.student.parameters())
+
+
+def test_the_students_half_changes_the_motion_module_alone(stage):
+    before = stage.weights()
+    stage.judge.requires_grad_(False)
+    updates.accumulate(
+        stage.networks, stage.networks.student, stage.batches, updates.generator_loss
+    )
+    stage.run._step(stage.run.optimizer, stage.networks.student, 0, 1e-3)
+    after = stage.weights()
+    for name, parameter in stage.student.named_parameters():
+        assert not torch.equal(before["student"][name], parameter), name
+    for part in ("judge", "teacher", "bases"):
+        assert same(before[part], after[part]), part
+    assert all(p.grad is None for p in stage.judge.parameters())
+
+
+def test_the_discriminator_is_fresh_at_each_stage_and_d_prime_keeps_its_backbone(stage):
+    fresh = copied(stage.judge)
+    stage.run._update_judge(0, stage.batches)
+    again = distillation.make_judge(stage.loaded, stage.moment, None)
+    assert same(fresh, copied(again))
+    prime = distillation.make_judge(stage.loaded, Moment(1, 1, 0), stage.judge)
+    assert prime.encoder is stage.judge.encoder
+    assert not prime.conditional
+
+
+def test_a_batch_is_a_function_of_its_place_alone(stage):
+    ahead = distillation._read_ahead(stage.loaded, stage.moment)
+    first, second = ahead(0), ahead(1)
+    ahead.close()
+    for a, b in zip(first, stage.batches, strict=True):
+        assert torch.equal(a.x_t, b.x_t)
+        assert torch.equal(a.noise, b.noise)
+        assert (a.captions, a.positions, a.renoise) == (b.captions, b.positions, b.renoise)
+    assert not torch.equal(first[0].x_t, second[0].x_t)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_weight(stage):
+    before = copied(stage.student)
+    with torch.no_grad():
+        next(stage.judge.head.parameters()).fill_(torch.nan)
+    with pytest.raises(phase.CollapsedError, match="not finite at iteration 7"):
+        stage.run.iterate(7, [stage.batches])
+    assert same(before, copied(stage.student))
+
+
+# ---- ranks ---------------------------------------------------------------------------------------
+
+
+def gradients_on(world_size, file, folder):
+    """Return the gradients of D and of the student for one global batch, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def work(rank):
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+        )  # fmt: skip
+        torch.set_num_threads(1)
+        distributed.start(CPU)
+        found = Stage(file)
+        updates.accumulate(
+            found.networks, found.networks.judge, found.batches, updates.discriminator_loss
+        )
+        grads = {f"judge.{k}": p.grad.clone() for k, p in found.judge.named_parameters()}
+        found.judge.requires_grad_(False)
+        updates.accumulate(
+            found.networks, found.networks.student, found.batches, updates.generator_loss
+        )
+        grads |= {f"student.{k}": p.grad for k, p in found.student.named_parameters()}
+        found.run._step(found.run.optimizer, found.networks.student, 0, 1e-3)
+        bases = {found.config.slots[s].base: b.unet.conv_in.weight[0, 0, 0, 0].item()
+                 for s, b in found.loaded.bases.items()}  # fmt: skip
+        torch.save((grads, copied(found.student), bases), folder / f"{world_size}-{rank}.pt")
+        distributed.stop()
+
+    children = [FORK.Process(target=work, args=(rank,)) for rank in range(world_size)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(300)
+        assert child.exitcode == 0
+    return [torch.load(folder / f"{world_size}-{r}.pt") for r in range(world_size)]
+
+
+def test_a_global_batch_has_the_same_gradient_on_1_2_4_and_8_processes(clips, tmp_path):
+    file = distil_files.write_config(
+        tmp_path / "run.toml", tmp_path / "out", clips, slots=4, global_batch=8
+    )
+    # the second stage's teacher
+    (tmp_path / "out" / "students").mkdir(parents=True)
+    teacher = distillation.motion_module_path("miniature")
+    (tmp_path / "out" / "students" / "2step.safetensors").symlink_to(teacher)
+    ((wanted, student, bases),) = gradients_on(1, file, tmp_path)
+    assert len(set(bases.values())) == 2
+    for world_size in (2, 4, 8):
+        ranks = gradients_on(world_size, file, tmp_path)
+        for grads, moved, _ in ranks:
+            for name, gradient in wanted.items():
+                error = (grads[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)
+                assert error < 1e-5, (world_size, name, error)
+            assert same(moved, ranks[0][1])  # the same on every rank, to the bit
+            for name, tensor in student.items():
+                torch.testing.assert_close(moved[name], tensor, rtol=1e-3, atol=1e-4)
+        if world_size >= 2:  # each holds its own base, unlike its neighbour's
+            assert all(len(held) == 1 for _, _, held in ranks)
+            assert ranks[0][2] != ranks[1][2]
+
+
+# ---- kills ---------------------------------------------------------------------------------------
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_curve_and_weights(
+    undisturbed, clips, tmp_path
+):
+    folder, _ = undisturbed
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    chance, kills = random.Random(os.getpid()), 0
+
+    def work():
+        torch.set_num_threads(1)
+        os._exit(main(["train", str(file), "--device", "cpu"]))
+
+    for _ in range(60):
+        child = FORK.Process(target=work)
+        child.start()
+        child.join(chance.uniform(0.2, 2.5) if kills < 10 else 500)  # alone it takes 6 s
+        if child.exitcode is not None:
+            assert child.exitcode == 0
+            break
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        kills += 1
+    assert kills >= 3
+    assert curves(tmp_path / "out") == curves(folder)
+    for name, tensors in students(folder).items():
+        assert same(students(tmp_path / "out")[name], tensors), name
+
+
+def test_sigterm_saves_and_leaves(clips, tmp_path):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=700)
+    file.write_text(file.read_text().replace("save_every = 0", "save_every = 1e6"))
+    child = FORK.Process(target=lambda: os._exit(main(["train", str(file), "--device", "cpu"])))
+    child.start()
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "curves.csv").is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(3)
+    os.kill(child.pid, signal.SIGTERM)
+    child.join(60)
+    assert child.exitcode == 130
+    (saved,) = (tmp_path / "out" / "checkpoints").iterdir()
+    assert int(saved.stem.split("-")[2]) == len(curves(tmp_path / "out"))
+
+
+# ---- a golden curve ------------------------------------------------------------------------------
+
+
+def test_the_curve_is_the_committed_one(clips, tmp_path):
+    """The first 20 steps; GOLDEN=1 writes the file anew where a change is meant."""
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=7)
+    file.write_text(file.read_text().replace("sheet_every = 2", "sheet_every = 0"))
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    found = [
+        {name: float(value) for name, value in zip(EXACT, row[3:], strict=True) if value}
+        for row in curves(tmp_path / "out")[:20]
+    ]
+    if os.environ.get("GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+    wanted = json.loads(GOLDEN.read_text())
+    assert len(found) == len(wanted) == 20
+    for step, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6), step

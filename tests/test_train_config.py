@@ -1,0 +1,144 @@
+"""Configs of a distillation: bundled ones, and every mistake named before anything is trained."""
+
+import copy
+import sys
+
+import pytest
+from animatediff_lightning.distill import cli, train_checks, train_config
+from animatediff_lightning.distill.train_config import ConfigError, TrainConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TABLE = tomllib.loads(train_config.find("miniature").read_text())
+
+
+def changed(*path_and_value, table=TABLE):
+    """Return the miniature's table with a value put somewhere in it."""
+    *path, key, value = path_and_value
+    new = copy.deepcopy(table)
+    place = new
+    for part in path:
+        place = place[part]
+    place[key] = value
+    return new
+
+
+def schedule_problems(table):
+    return list(train_checks.of_schedule(TrainConfig.model_validate(table)))
+
+
+@pytest.mark.parametrize("name", ["paper", "miniature"])
+def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name):
+    config = train_config.read(train_config.find(name))
+    assert len(config.slots) == 8
+    assert len(config.bases) == 6
+    assert [config.base_index(i) for i in range(8)] == [0, 0, 1, 2, 3, 3, 4, 5]
+    assert [(s.teacher_steps, s.student_steps, s.loss) for s in config.stages] == [
+        (128, 32, "mse"), *((n, m, "adversarial") for n, m in ((32, 8), (8, 4), (4, 2), (2, 1)))
+    ]  # fmt: skip
+    assert list(train_checks.of_schedule(config)) == []
+    assert list(train_checks.of_layout(config, 8)) == []
+
+
+def test_the_papers_numbers():
+    config = train_config.read(train_config.find("paper"))
+    mse, first, *_ = config.stages
+    assert (mse.cfg, mse.adam_betas, mse.phases[0].learning_rate) == (7.5, (0.9, 0.999), 1e-5)
+    assert (first.cfg, first.adam_betas, first.weight_decay) == (1.0, (0.0, 0.99), 0.0)
+    assert {p.learning_rate for s in config.stages[1:] for p in s.phases} == {5e-7}
+    assert [[p.conditional for p in s.phases] for s in config.stages[1:]] == [[True, False]] * 4
+    assert (config.global_batch, config.clips_per_rank, config.dtype) == (256, 1, "bfloat16")
+    assert config.stages[3].timesteps == (250, 500, 750, 1000)
+    assert config.stages[3].renoise == (10, 250, 500, 750)
+    assert config.stages[3].phases[1].renoise_weights == (5, 1, 1, 1)
+
+
+def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
+    text = train_config.find("miniature").read_text()
+    for old, new in (
+        ("iterations = 300", "itterations = 300"), ("cfg = 2.5", "cfg = 77"),
+        ("save_every", "save_evry"), ('pool = "realistic"', 'pol = "realistic"'),
+    ):  # fmt: skip
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        train_config.read(file)
+    told = "\n".join(caught.value.problems)
+    for sentence in (
+        "stages.0.phases.0.itterations is no known key; did you mean 'iterations'?",
+        "stages.0.phases.0.iterations is missing",
+        "stages.0.cfg is 77",
+        "save_evry is no known key; did you mean 'save_every'?",
+        "slots.2.pol is no known key; did you mean 'pool'?",
+    ):
+        assert sentence in told
+
+
+def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_text("out = [")
+    with pytest.raises(ConfigError, match=r"x\.toml is no TOML"):
+        train_config.read(file)
+    with pytest.raises(ValueError, match="one of: miniature, paper"):
+        train_config.find("nothing")
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (changed("stages", 1, "teacher_steps", 30), "stages.1 goes from 30 to 8 steps"),
+        (changed("stages", 1, "teacher_steps", 8), "stages.1 goes from 8 to 8 steps"),
+        (changed("stages", 2, "teacher_steps", 16), "which no earlier stage makes"),
+        (changed("stages", 1, "student_steps", 4), "two stages make the student '4step'"),
+        (changed("stages", 3, "phases", 1, "teacher_steps", 16), "which no earlier stage makes"),
+        (changed("stages", 3, "phases", 1, "renoise_weights", [1, 2]), "has 2 renoise_weights"),
+        (changed("stages", 0, "renoise", [10]), "no discriminator that would see it"),
+        (changed("stages", 0, "phases", [{"iterations": 1}] * 2), "only adversarial stages need"),
+    ],
+)
+def test_impossible_schedules(table, sentence):
+    assert any(sentence in problem for problem in schedule_problems(table))
+
+
+@pytest.mark.parametrize(
+    ("table", "world_size", "sentence"),
+    [
+        (changed("global_batch", 12), 1, "global_batch 12 does not divide over 8 slots"),
+        (TABLE, 3, "3 processes do not divide over 8 slots"),
+        (TABLE, 16, "make it a multiple of 16"),
+        (changed("clips_per_rank", 2), 1, "make it a multiple of 16"),
+        (changed("slots", 0, "pool", "webvid"), 1, "the pool 'webvid', which is not in pools"),
+    ],
+)
+def test_layouts_that_do_not_divide(table, world_size, sentence):
+    config = TrainConfig.model_validate(table)
+    assert any(sentence in p for p in train_checks.of_layout(config, world_size))
+
+
+def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys):
+    text = train_config.find("miniature").read_text()
+    text = text.replace('teacher = "miniature"', 'teacher = "nowhere.safetensors"')
+    text = text.replace("miniature:ink", "missing_base").replace("miniature:photo", "miniature:fog")
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    code = cli.main(["train", str(file), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    told = capsys.readouterr().err
+    assert code == 2
+    for sentence in (
+        "nowhere.safetensors", "missing_base was not found", "no base model 'fog'",
+        "runs/clips/plain", "runs/clips/realistic", "nothing was started",
+    ):  # fmt: skip
+        assert sentence in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_fingerprint_does_not_know_where_a_run_lies():
+    config = TrainConfig.model_validate(TABLE)
+    moved = config.model_copy(update={"out": config.out / "x", "keep": 9})
+    other = TrainConfig.model_validate(changed("seed", 5))
+    assert moved.digest() == config.digest() != other.digest()
