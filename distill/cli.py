@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from . import cli_data, cli_miniature
+from . import cli_data, cli_evaluate, cli_miniature
 from .cli_options import Dtype, PredictionType, Sampler
 from .cli_train import export, plan, train
 from .cli_train_motion import train_motion
@@ -25,7 +25,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 app.add_typer(cli_data.data, name="data")
 app.add_typer(cli_miniature.miniature, name="miniature")
-app.add_typer(cli_miniature.evaluate, name="evaluate")
+app.add_typer(cli_evaluate.evaluate, name="evaluate")
 
 
 class KeyLayout(str, Enum):

@@ -1,4 +1,4 @@
-"""The commands `miniature build`, `miniature pack` and `evaluate miniature`."""
+"""The commands `miniature build`, `miniature pack` and `miniature picture`."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 miniature = typer.Typer(help="The bundled toy world: train it anew from seeds.")
-evaluate = typer.Typer(help="Measure generated clips.")
 
 
 class RecipeName(str, Enum):
@@ -68,33 +67,6 @@ def picture(
     from .miniature import picture
 
     print(f"wrote {picture.draw(prompt, out, seed)}")
-
-
-@evaluate.command("miniature")
-def evaluate_miniature(
-    base: Annotated[
-        list[str] | None, typer.Option(help="Style, or diffusers folder named like one; repeat.")
-    ] = None,
-    motion_module: Annotated[
-        Path | None, typer.Option(help="Motion module file; default: the bundled one.")
-    ] = None,
-    steps: Annotated[str, typer.Option(help="Step counts, as in 32,8,4,2,1.")] = "32,8,4,2,1",
-    cfg: Annotated[str, typer.Option(help="Guidance, as in 1,2.5; 1 is none.")] = "1,2.5",
-    sampler: Annotated[str, typer.Option(help="euler, dpmpp or lcm.")] = "euler",
-    clips: Annotated[int, typer.Option(help="Held-out captions, a clip each.")] = 200,
-    out: Annotated[
-        Path, typer.Option(help="CSV; rows that it has are kept. A plot is put beside it.")
-    ] = Path("miniature.csv"),
-) -> None:
-    """Measure colour, motion, path, style and more in the pixels of clips of held-out captions."""
-    from .miniature import report
-
-    request = report.Request(
-        bases=tuple(base or ("plain",)), motion_module=motion_module,
-        steps=report.numbers(steps, int, "--steps"), cfgs=report.numbers(cfg, float, "--cfg"),
-        sampler=sampler, clips=clips, out=out,
-    )  # fmt: skip
-    print(report.evaluate(request))
 
 
 def _again_under_torchrun(processes: int) -> int:

@@ -18,14 +18,12 @@ from tqdm import tqdm
 
 from ..motion_module import checkpoint
 from ..motion_module.files import atomic_path
-from ..motion_module.inject import inject
-from ..motion_module.module import MotionModule
 from . import latent_shards, train_checks
 from .base_models import BaseModel, load_base, quiet_libraries
 from .clips import choose_dtype, is_miniature
 from .data_request import Clip, DataRequest, ShardPlan, clip_of, plan
 from .devices import my_device
-from .generate import SAMPLE, check_positions, clips_predictor, initial_noise
+from .generate import check_positions, generate_clips
 from .miniature import world
 from .named_models import base_path, motion_module_path
 
@@ -123,27 +121,13 @@ class Studio:
     def make(self, clips: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
         """Yield each clip's arrays by their names in a shard; all clips are of one base model."""
         base = self.base(clips[0].base)
-        for clip, x0 in zip(clips, sample(base, self._module, clips), strict=True):
+        prompts, seeds = [c.prompt for c in clips], [c.request.seed for c in clips]
+        found = generate_clips(base, self._module, prompts, seeds, clips[0].request)
+        for clip, x0 in zip(clips, found, strict=True):
             arrays = {latent_shards.LATENTS: x0}
             if self.request.flip:
                 arrays[latent_shards.FLIPPED] = mirrored(base, x0)
             yield {name: _half(clip, x) for name, x in arrays.items()}
-
-
-@torch.inference_mode()
-def sample(base: BaseModel, module: MotionModule, clips: Sequence[Clip]) -> Tensor:
-    """Return the clips' clean latents (clips, frames, channels, h, w), float32, on the device."""
-    first = clips[0].request
-    generators = [torch.Generator().manual_seed(c.request.seed) for c in clips]
-    noise = [initial_noise(base, c.request, g) for c, g in zip(clips, generators, strict=True)]
-    predict_eps = clips_predictor(base, [c.prompt for c in clips], cfg=first.cfg)
-    injection = inject(base.unet, module, num_frames=first.frames)
-    try:
-        x = torch.cat(noise).to(base.device)
-        x0 = SAMPLE[first.sampler](predict_eps, x, first.steps, generators[0], lambda: None)
-    finally:
-        injection.eject()
-    return x0.unflatten(0, (len(clips), first.frames))
 
 
 @torch.inference_mode()

@@ -63,6 +63,29 @@ def generate_latents(
 
 
 @torch.inference_mode()
+def generate_clips(
+    base: BaseModel, motion_module: MotionModule, prompts: Sequence[str], seeds: Sequence[int],
+    request: ClipRequest,
+) -> Tensor:  # fmt: skip
+    """Return clean latents (clips, frames, channels, h, w), float32, of clips that run together.
+
+    Each has its own prompt and seed in place of the request's, which must be sized and have no
+    windows.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    x = torch.cat([initial_noise(base, request, g) for g in generators]).to(base.device)
+    predict_eps = clips_predictor(base, prompts, request.negative_prompt, request.cfg)
+    injection = inject(
+        base.unet, motion_module, num_frames=request.frames, scale=request.motion_scale
+    )
+    try:
+        x0 = SAMPLE[request.sampler](predict_eps, x, request.steps, generators[0], _nothing)
+    finally:
+        injection.eject()
+    return x0.unflatten(0, (len(prompts), request.frames))
+
+
+@torch.inference_mode()
 def decode(base: BaseModel, latents: Tensor, frames_at_once: int = 2) -> Tensor:
     """Decode latents (frames, channels, h, w) to uint8 RGB (frames, height, width, 3) on the CPU.
 

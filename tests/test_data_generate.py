@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory):
 def test_every_pair_is_made_once(undisturbed):
     found = []
     for source in latent_shards.find(str(undisturbed.out)):
-        for key, part, entry, tar in latent_shards.video_shards._members(source):
+        for key, part, entry, tar in latent_shards.video_shards.members(source):
             if part == "json":
                 told = json.loads(tar.extractfile(entry).read())
                 assert (told["frames"], told["width"], told["steps"]) == (16, 16, 2)

