@@ -1,4 +1,4 @@
-"""The commands `miniature build`, `miniature pack` and `miniature picture`."""
+"""The commands `miniature build`, `miniature pack`, `miniature picture` and `miniature probe`."""
 
 import os
 import subprocess
@@ -67,6 +67,21 @@ def picture(
     from .miniature import picture
 
     print(f"wrote {picture.draw(prompt, out, seed)}")
+
+
+@miniature.command()
+def probe(
+    work: Annotated[
+        Path, typer.Option(help="Folder of the training; the same one goes on where it was.")
+    ] = Path("runs/probe"),
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: the package's own.")
+    ] = None,
+) -> None:
+    """Train the network whose features `evaluate fvd` takes on the miniature; minutes."""
+    from .miniature import probe
+
+    print(f"wrote {probe.save(probe.train(work), out or probe.FILE)}")
 
 
 def _again_under_torchrun(processes: int) -> int:

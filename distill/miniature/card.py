@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from . import models, styles, world
+from . import models, probe, styles, world
 from .recipe import Recipe, Stage
 
 _TEXT = """# The miniature: model card
@@ -25,6 +25,9 @@ nothing but the {words} words below, in {size} x {size} pixels and {frames} fram
 - **Motion module:** AnimateDiff v2's class, {motion:,} parameters, {heads} heads, trained on
   clips of f_0's style alone with f_0 frozen. It is the undistilled teacher: {steps} Euler steps,
   cfg {cfg:g}.
+- **Probe** (`probe.safetensors`): {probe:,} parameters, {probe_steps} steps of `miniature probe` on
+  true clips of every style, to tell colour, animal, size, motion and style; its features are what
+  `evaluate fvd` compares. No base model and no motion module has seen it.
 - **Stored** in float16.
 
 ## Training
@@ -58,7 +61,8 @@ def write(recipe: Recipe, cfg: float, gates: Path) -> str:
         motion=_count(models.motion_module(unet)), heads=models.HEADS, cfg=cfg,
         steps=recipe.teacher_steps, clips=recipe.gate_clips, other=recipe.other_clips,
         dropped=recipe.motion.no_caption, training="\n".join(_training(recipe)),
-        gates="\n".join(_gates(gates)),
+        gates="\n".join(_gates(gates)), probe=_count(probe.Probe()),
+        probe_steps=probe.LOOP.iterations,
     )  # fmt: skip
 
 

@@ -16,9 +16,8 @@ from ...motion_module.files import atomic_path
 from .. import training_loop
 from ..training_loop import LoopOptions, LossOfStep
 from . import render, stages, styles, world
-from .shipped import WEIGHTS
 
-FILE = WEIGHTS / "probe.safetensors"
+FILE = Path(__file__).parent / "weights" / "probe.safetensors"
 WIDTH = 48  # of the features
 # a clip played backwards moves against its heading, so no single frame tells the motion
 MOTIONS = (*world.DIRECTIONS, "still", "shuffled")
