@@ -1,4 +1,4 @@
-"""The commands `data generate`, `data verify` and `data stats`."""
+"""The commands `data generate`, `data import`, `data verify` and `data stats`."""
 
 import re
 from pathlib import Path
@@ -78,6 +78,52 @@ def generate(
 
     files = data_generate.run(request)
     print(f"wrote {len(files)} shard{'s' * (len(files) != 1)} of {len(request)} clips to {out}.")
+
+
+@data.command("import")
+def import_videos(
+    videos: Annotated[Path, typer.Argument(help="Folder of videos, searched to its depths.")],
+    base: Annotated[
+        str,
+        typer.Option(metavar="FILE|DIR|miniature:STYLE", help="Base model whose VAE encodes."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the shards; the same one goes on.")],
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV of captions: file_name and text, or WebVid's own. Default: captions.csv in "
+            "the folder, or NAME.txt beside NAME.mp4."
+        ),
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    fps: Annotated[float, typer.Option(help="Frames a second of a clip.")] = 8.0,
+    size: Annotated[
+        str | None, typer.Option(metavar="WxH", help="Pixels. Default: the base's own.")
+    ] = None,
+    flip: Annotated[bool, typer.Option(help="Store the mirrored clips' latents, too.")] = True,
+    shard_size: Annotated[int, typer.Option(help="Videos a shard.")] = 64,
+    seed: Annotated[int, typer.Option(help="Where in each video its clip begins.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that decode.")] = 4,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
+    ] = "auto",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
+    ] = None,
+) -> None:
+    """Cut a clip from each captioned video, as webdataset shards of latents.
+
+    Videos that cannot be used are counted, and listed in bad.csv. Stop it at any time: the same
+    command goes on. Under torchrun processes share the shards out.
+    """
+    from . import data_import
+
+    request = data_import.ImportRequest(
+        videos=videos, base=base, out=out, table=table, frames=frames, fps=fps,
+        size=None if size is None else parse_size(size), flip=flip, shard_size=shard_size,
+        seed=seed, workers=workers, device=device, tokenizer=tokenizer,
+    )  # fmt: skip
+    print(data_import.run(request))
 
 
 @data.command()

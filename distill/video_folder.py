@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from .video_reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe
 TABLES = ("captions.csv", "metadata.csv")
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "video", "videoid")
 TEXT_COLUMNS = ("text", "caption", "prompt", "name")  # WebVid's caption is its "name"
+URL_COLUMN = "contentUrl"  # of WebVid
 HOW_TO_CAPTION = (
     "write NAME.txt beside NAME.mp4, or a captions.csv with the columns file_name and text"
 )
@@ -45,12 +47,12 @@ def scan(folder: Path, frames: int, fps: float) -> VideoFolder:
             f"{folder} holds no videos; give a folder with {', '.join(VIDEO_EXTENSIONS[:4])} ... "
             "files, or webdataset shards."
         )
-    table = read_table(folder)
+    captions = read_captions(folder)
     good, bad = {}, {}
     for file in tqdm(files, desc="looking at the videos", unit="file", disable=None, leave=False):
         name = file.relative_to(folder).as_posix()
         try:
-            good[name] = _caption(file, name, table)
+            good[name] = captions.of(file, name)
             probe(file, frames, fps)
         except (UnusableVideoError, OSError) as error:
             good.pop(name, None)
@@ -74,14 +76,44 @@ def listing(bad: dict[str, str], at_most: int = 20) -> str:
     return f"{len(bad)} video{'s' * (len(bad) > 1)} skipped: {', '.join(told + more)}."
 
 
-def read_table(folder: Path) -> dict[str, str]:
-    """Return captions by file name from the folder's table, nothing where there is none.
+@dataclass(frozen=True)
+class Captions:
+    """Captions of videos: by file name from a table, else from NAME.txt beside each."""
 
-    Raises ValueError for a table without the two columns.
+    table: dict[str, str]
+
+    def of(self, file: Path, name: str) -> str:
+        """Return the caption of a video under its name in the folder; UnusableVideoError if none.
+
+        The text file beside a video wins.
+        """
+        beside = file.with_suffix(".txt")
+        if beside.is_file():
+            try:
+                caption = " ".join(beside.read_text(encoding="utf-8-sig").split())
+            except UnicodeDecodeError as error:
+                raise UnusableVideoError("its caption is no UTF-8 text") from error
+        else:
+            keys = (name, file.name, file.stem)
+            caption = next((self.table[k] for k in keys if k in self.table), "")
+        if not caption:
+            raise UnusableVideoError(NO_CAPTION)
+        return caption
+
+
+def read_captions(folder: Path, table: Path | None = None) -> Captions:
+    """Return the captions of a folder's videos: from a table, or the one in the folder if any.
+
+    Raises ValueError for a table that is missing or lacks the two columns.
     """
-    file = next((folder / t for t in TABLES if (folder / t).is_file()), None)
-    if file is None:
-        return {}
+    if table is not None and not table.is_file():
+        raise ValueError(f"the table of captions {table} was not found.")
+    file = table or next((folder / t for t in TABLES if (folder / t).is_file()), None)
+    return Captions(_read_table(file) if file is not None else {})
+
+
+def _read_table(file: Path) -> dict[str, str]:
+    """Return captions by file name; a table with contentUrl (WebVid's) tells by both names."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as source:
             reader = csv.DictReader(source)
@@ -92,7 +124,12 @@ def read_table(folder: Path) -> dict[str, str]:
                     f"{file} lacks a column of {'file names' if name is None else 'captions'}; "
                     "name the two columns file_name and text."
                 )
-            return {row[name]: " ".join(row[text].split()) for row in reader if row[text]}
+            found: dict[str, str] = {}
+            for row in reader:
+                caption = " ".join((row[text] or "").split())
+                url = Path(urlsplit(row.get(URL_COLUMN) or "").path).name
+                found |= {key: caption for key in (row[name], url) if key and caption}
+            return found
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} is no UTF-8 table with commas; save it as CSV again.") from error
 
@@ -106,18 +143,3 @@ def digest(names: Sequence[str], captions: Sequence[str]) -> str:
 def _column(columns: list[tuple[str, str]], known: tuple[str, ...]) -> str | None:
     """Return the column that has the first of the known names."""
     return next((c for name in known for c, lower in columns if lower == name), None)
-
-
-def _caption(file: Path, name: str, table: dict[str, str]) -> str:
-    beside = file.with_suffix(".txt")
-    if beside.is_file():
-        try:
-            caption = " ".join(beside.read_text(encoding="utf-8-sig").split())
-        except UnicodeDecodeError as error:
-            raise UnusableVideoError("its caption is no UTF-8 text") from error
-    else:
-        keys = (name, file.name, file.stem)
-        caption = next((table[k] for k in keys if k in table), "")
-    if not caption:
-        raise UnusableVideoError(NO_CAPTION)
-    return caption
