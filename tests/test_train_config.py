@@ -120,7 +120,8 @@ def test_layouts_that_do_not_divide(table, world_size, sentence):
     assert any(sentence in p for p in train_checks.of_layout(config, world_size))
 
 
-def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys):
+def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no clips are
     text = train_config.find("miniature").read_text()
     text = text.replace('teacher = "miniature"', 'teacher = "nowhere.safetensors"')
     text = text.replace("miniature:ink", "missing_base").replace("miniature:photo", "miniature:fog")

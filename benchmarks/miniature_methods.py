@@ -1,0 +1,46 @@
+"""Train what the bundled distillation of the miniature is compared with, resumable like it.
+
+    python benchmarks/miniature_methods.py single       # the same stages on f_0 alone
+    python benchmarks/miniature_methods.py consistency  # AnimateLCM's loss, as many iterations
+
+Both take the clips of the README's section on distillation, and work under torchrun.
+"""
+
+import argparse
+from pathlib import Path
+
+from animatediff_lightning.distill import distillation, train_config
+from animatediff_lightning.distill.devices import my_device
+from animatediff_lightning.distill.train_config import Phase, Stage
+
+GRID = 50  # points of the consistency student's grid, as AnimateLCM has (arXiv 2402.00769)
+
+
+def single(config):
+    """Return the cross-model config with every slot on f_0."""
+    first = config.slots[0]
+    return config.model_copy(
+        update={"slots": (first,) * len(config.slots), "out": Path("runs/distill_single")}
+    )
+
+
+def consistency(config):
+    """Return one consistency stage over all the bases, as long as all other stages together."""
+    iterations = sum(p.iterations for stage in config.stages for p in stage.phases)
+    stage = Stage(
+        teacher_steps=GRID, student_steps=1, loss="consistency", cfg=config.stages[0].cfg, ema=0.95,
+        phases=(Phase(iterations=iterations, learning_rate=2e-4),),
+    )  # fmt: skip
+    return config.model_copy(update={"stages": (stage,), "out": Path("runs/distill_consistency")})
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("method", choices=("single", "consistency"))
+    method = {"single": single, "consistency": consistency}[parser.parse_args().method]
+    config = method(train_config.read(train_config.find("miniature")))
+    distillation.run(config, my_device("auto"))
+
+
+if __name__ == "__main__":
+    main()
