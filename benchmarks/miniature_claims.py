@@ -221,11 +221,11 @@ def main():
     text = [
         "# The paper's claims on the miniature",
         "",
-        f"Written by `benchmarks/miniature_claims.py`: {options.n} held-out captions a cell. "
-        f"frechet: Frechet distance in the probe's features to the teacher at {TEACHER_STEPS} Euler "
-        f"steps, cfg {CFG:g}; frechet_floor: the teacher's own under other seeds. fvd: the same in the "
-        "Kinetics I3D's logits, where it was asked for. better, worse: beyond two standard errors, "
-        "paired by prompt and seed; else tie.",
+        f"Written by `benchmarks/miniature_claims.py`: {options.n} held-out captions a cell.",
+        f"frechet: Frechet distance in the probe's features to the teacher ({TEACHER_STEPS} Euler",
+        f"steps, cfg {CFG:g}); frechet_floor: the teacher's own under other seeds; fvd: the same",
+        "in the Kinetics I3D's logits, where it was asked for. better, worse: beyond two standard",
+        "errors, paired by prompt and seed; else tie.",
         "",
         *([f"Not trained yet, and so not in here: {', '.join(missing)}.", ""] if missing else []),
         "## Cross-model distillation against the others",

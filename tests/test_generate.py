@@ -238,7 +238,7 @@ def test_single_file_needs_no_config_folder(tmp_path, monkeypatch, models, base)
     """With the shipped configs, made thin: they hold every key that the conversion reads."""
     for part in ("unet", "vae", "text_encoder"):
         thin = getattr(base, part).config
-        shipped = getattr(sd15_config, f"_{part.upper()}")
+        shipped = getattr(sd15_config, part.upper())
         for key in shipped.keys() - {"_class_name", "architectures", "model_type"}:
             monkeypatch.setitem(shipped, key, getattr(thin, key))
     file = headless_ldm.write(models.base, tmp_path / "thin.safetensors")
