@@ -180,9 +180,9 @@ def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) 
     ahead = _read_ahead(loaded, moment)
     curves = Curves(folder.root, Place(moment.stage, moment.phase, iteration)) if first else None
     saved = time.monotonic()
-    label = f"{stage.name}, {'D' if part.conditional else 'D-prime'}" if stage.loss == (
-        "adversarial"
-    ) else stage.name  # fmt: skip
+    label = stage.name
+    if stage.loss == "adversarial":
+        label += ", D" if part.conditional else ", D'"
     bar = tqdm(
         total=part.iterations, initial=iteration, desc=label, disable=None if first else True,
         mininterval=2,
