@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..motion_module import checkpoint
 from ..motion_module.files import atomic_path
-from . import latent_shards, train_checks
+from . import folder_record, latent_shards, train_checks
 from .base_models import BaseModel, load_base, quiet_libraries
 from .clips import choose_dtype, is_miniature
 from .data_request import Clip, DataRequest, ShardPlan, clip_of, plan
@@ -57,20 +57,10 @@ def run(request: DataRequest, rank: int | None = None, world_size: int | None = 
 
 def claim(request: DataRequest) -> None:
     """Write down what is made, or refuse the folder of something else with ValueError."""
-    file, wanted = request.out / RECORD, request.fingerprint()
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        other = [k for k in wanted if found.get(k) != wanted[k]]
-        if other:
-            raise ValueError(
-                f"{request.out} holds clips with other {', '.join(other)}; give the same command, "
-                "or choose another --out."
-            )
-        return
-    if any(request.out.glob("*.tar")):
-        raise ValueError(f"{request.out} holds shards of unknown origin; choose another --out.")
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=2))
+    file = request.out / RECORD
+    if not file.is_file() and any(request.out.glob("*.tar")):
+        raise ValueError(f"{request.out} holds shards of another command; choose another --out.")
+    folder_record.claim(file, request.fingerprint(), "clips")
 
 
 def miniature_captions(count: int, seed: int) -> tuple[str, ...]:

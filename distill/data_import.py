@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..motion_module.files import atomic_path
-from . import latent_shards, video_folder
+from . import folder_record, latent_shards, video_folder
 from .base_models import BaseModel, load_base, quiet_libraries
 from .devices import my_device
 from .import_worker import Task, read
@@ -129,21 +129,10 @@ def claim(request: ImportRequest, names: Sequence[str]) -> None:
     for option in ("out", "workers", "device", "tokenizer", "table"):
         del told[option]
     told |= {"videos": str(request.videos), "files": video_folder.digest(names, names)}
-    told = json.loads(json.dumps(told))
     file = request.out / RECORD
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        other = [k for k in told if found.get(k) != told[k]]
-        if other:
-            raise ValueError(
-                f"{request.out} holds an import with other {', '.join(other)}; give the same "
-                "command, or choose another --out."
-            )
-        return
-    if request.out.is_dir() and any(request.out.glob("*.tar")):
+    if not file.is_file() and any(request.out.glob("*.tar")):
         raise ValueError(f"{request.out} holds shards of another command; choose another --out.")
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(told, indent=2), encoding="utf-8")
+    folder_record.claim(file, told, "an import")
 
 
 @torch.inference_mode()

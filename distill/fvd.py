@@ -6,7 +6,6 @@ the undistilled module at 32 Euler steps with guidance.
 
 import csv
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from ..motion_module import checkpoint
 from ..motion_module.files import atomic_path
 from ..motion_module.module import MotionModule
-from . import frechet, i3d, i3d_weights, train_checks, video
+from . import folder_record, frechet, i3d, i3d_weights, train_checks, video
 from .base_models import BaseModel, load_base, quiet_libraries
 from .clips import choose_dtype
 from .devices import choose_device
@@ -84,17 +83,7 @@ def claim(request: FvdRequest, prompts: Sequence[str]) -> None:
         "size": request.size and list(request.size), "probe": request.uses_probe,
         "at_once": request.at_once, "dtype": request.dtype,
     }  # fmt: skip
-    file = request.out / RECORD
-    if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
-        other = [k for k, v in told.items() if found.get(k) != v]
-        if other:
-            raise ValueError(
-                f"{request.out} holds clips with other {', '.join(other)}; choose another --out."
-            )
-        return
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    folder_record.claim(request.out / RECORD, told, "clips")
 
 
 class Bench:

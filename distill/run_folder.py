@@ -4,7 +4,6 @@ Every file is written under a temporary name and renamed, so that a kill at any 
 last good one.
 """
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from ..motion_module import checkpoint
 from ..motion_module.files import atomic_path
 from ..motion_module.module import MotionModule
+from . import folder_record
 from .train_config import TrainConfig
 
 RUN = "run.json"
@@ -48,19 +48,7 @@ class RunFolder:
 
         pools: the digest of each pool.
         """
-        wanted = config.fingerprint() | {"clips": pools}
-        file = self.root / RUN
-        if not file.is_file():
-            with atomic_path(file) as temporary:
-                temporary.write_text(json.dumps(wanted, indent=2))
-            return
-        found = json.loads(file.read_text())
-        other = [key for key in wanted if found.get(key) != wanted[key]]
-        if other:
-            raise ValueError(
-                f"{self.root} holds a run with other {', '.join(other)}; go on with the same "
-                "config, or choose another --out."
-            )
+        folder_record.claim(self.root / RUN, config.fingerprint() | {"clips": pools}, "a run")
 
     def save(self, place: Place, content: dict, keep: int) -> Path:
         """Write a checkpoint, and remove all but the newest `keep`."""

@@ -1,0 +1,28 @@
+"""What a folder holds is written down in it, so that no other command goes on with it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..motion_module.files import atomic_path
+
+
+def claim(file: Path, told: Mapping[str, object], what: str) -> bool:
+    """Write down what will be in a file's folder, or find the same there; True where it is new.
+
+    told: what the folder's content depends on, as JSON has it; what: a noun, such as "a run".
+    Raises ValueError where the file tells otherwise.
+    """
+    wanted = json.loads(json.dumps(told))
+    if not file.is_file():
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+        return True
+    found = json.loads(file.read_text(encoding="utf-8"))
+    other = [key for key in wanted if found.get(key) != wanted[key]]
+    if other:
+        raise ValueError(
+            f"{file.parent} holds {what} with other {', '.join(other)}; go on with the same "
+            "command, or choose another --out."
+        )
+    return False
