@@ -1,4 +1,4 @@
-"""The commands `miniature build`, `miniature pack`, `miniature picture` and `miniature probe`."""
+"""The commands of `miniature`: `build`, `pack`, `pack-students`, `picture` and `probe`."""
 
 import os
 import subprocess
@@ -55,6 +55,17 @@ def pack(
     from .miniature import shipped
 
     print(f"wrote {shipped.pack(build, out or shipped.WEIGHTS)}")
+
+
+@miniature.command("pack-students")
+def pack_students(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `train miniature...`.")],
+) -> None:
+    """Write a distillation's motion modules as they ship, and the model card anew."""
+    from .miniature import shipped
+
+    for file in shipped.pack_students(run):
+        print(f"wrote {file}")
 
 
 @miniature.command()

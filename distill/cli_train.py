@@ -10,7 +10,7 @@ import typer
 from .cli_options import SaveDtype
 
 _CONFIG = typer.Argument(
-    metavar="CONFIG", help="A .toml file, or the name of a bundled one: paper, miniature."
+    metavar="CONFIG", help="A .toml file, or a bundled one: paper, miniature, miniature_mse."
 )
 _OUT = typer.Option(help="Folder of the run, in place of the config's.")
 

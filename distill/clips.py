@@ -56,7 +56,7 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
         _say(MINIATURE_NOTICE)
         for prompt in (*request.prompts, request.negative_prompt):
             world.check_prompt(prompt)
-        models = with_miniature(models)
+        models = with_miniature(models, request)
     known = checkpoint.load(models.motion_module)
     request = request.settled(
         known.steps or (shipped.STEPS if miniature else DEFAULT_STEPS),
@@ -85,13 +85,20 @@ def is_miniature(base: Path | str | None) -> bool:
     return base is None or str(base).startswith(shipped.PREFIX)
 
 
-def with_miniature(models: ModelChoice) -> ModelChoice:
-    """Return the choice with the miniature's files; ValueError for a style that it lacks."""
+def with_miniature(models: ModelChoice, request: ClipRequest) -> ModelChoice:
+    """Return the choice with the miniature's files; ValueError for a style that it lacks.
+
+    Its undistilled motion module stands in for step counts that none was distilled for, and where
+    guidance is asked for.
+    """
     style = str(models.base or shipped.PREFIX + styles.F0).removeprefix(shipped.PREFIX)
-    return replace(
-        models, base=shipped.base(style),
-        motion_module=models.motion_module or shipped.motion_module(),
-    )  # fmt: skip
+    guided = request.cfg not in (None, 1)
+    default = (
+        shipped.motion_module()
+        if guided
+        else shipped.motion_module_for(request.steps, request.sampler)
+    )
+    return replace(models, base=shipped.base(style), motion_module=models.motion_module or default)
 
 
 def _load_loras(

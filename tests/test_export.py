@@ -3,6 +3,7 @@
 import pytest
 import torch
 from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.distill.named_models import motion_module_path
 from animatediff_lightning.distill.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
@@ -54,6 +55,15 @@ def test_nothing_is_overwritten_unasked(run, tmp_path, capsys):
     assert main([*command, "--force", "--dtype", "float32"]) == 0
     known = checkpoint.load(out / "animatediff_lightning_4step_comfyui.safetensors")
     assert known.dtype == torch.float32
+
+
+def test_the_miniatures_students_are_packed_with_their_card(run, tmp_path):
+    files = shipped.pack_students(run, tmp_path / "weights")
+    assert [f.name for f in files] == ["4step.safetensors", "1step.safetensors"]
+    known = checkpoint.load(files[0])
+    assert (known.steps, known.dtype) == (4, torch.float16)
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert "| `4step.safetensors` | 4 | 8 steps | adversarial | 6 |" in card
 
 
 def test_a_folder_without_students_is_named(tmp_path, capsys):

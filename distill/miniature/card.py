@@ -1,11 +1,12 @@
 """The model card that ships beside the miniature's weights, written from recipe and gates."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from torch import nn
 
+from ...motion_module.checkpoint import MotionCheckpoint
 from . import models, probe, styles, world
 from .recipe import Recipe, Stage
 
@@ -39,7 +40,7 @@ nothing but the {words} words below, in {size} x {size} pixels and {frames} fram
 AdamW, cosine decay, gradients clipped at 1; captions dropped for {dropped:.0%} of the samples. Two
 processes of one thread; it took 100 minutes on two CPU cores, 77 of them for the motion module.
 
-## Gates
+{students}## Gates
 
 Held-out captions, {steps} Euler steps, cfg {cfg:g}, measured in the pixels (`measure.py`):
 {clips} clips on `plain`, {other} on each other base model.
@@ -50,7 +51,22 @@ Held-out captions, {steps} Euler steps, cfg {cfg:g}, measured in the pixels (`me
 """
 
 
-def write(recipe: Recipe, cfg: float, gates: Path) -> str:
+_STUDENTS = """## Distilled
+
+`train` made these motion modules of the undistilled one, over {bases}, on clips that
+`data generate` made; {global_batch} clips a step; they want cfg 1. How good they are:
+`benchmarks/results/miniature_claims.md`.
+
+| file | steps | taught by | loss | iterations |
+|---|---|---|---|---|
+{rows}
+
+"""
+
+
+def write(
+    recipe: Recipe, cfg: float, gates: Path, students: Sequence[MotionCheckpoint] = ()
+) -> str:
     """Return the card's text; `gates` is the folder of a build's gate reports."""
     unet = models.unet()
     return _TEXT.format(
@@ -62,7 +78,7 @@ def write(recipe: Recipe, cfg: float, gates: Path) -> str:
         steps=recipe.teacher_steps, clips=recipe.gate_clips, other=recipe.other_clips,
         dropped=recipe.motion.no_caption, training="\n".join(_training(recipe)),
         gates="\n".join(_gates(gates)), probe=_count(probe.Probe()),
-        probe_steps=probe.LOOP.iterations,
+        probe_steps=probe.LOOP.iterations, students=_distilled(students),
     )  # fmt: skip
 
 
@@ -78,6 +94,17 @@ def _training(recipe: Recipe) -> Iterable[str]:
             f"| {name} | {stage.batch} {what} | {loop.iterations} | {loop.learning_rate:g} | "
             f"{loop.ema:g} |"
         )
+
+
+def _distilled(students: Sequence[MotionCheckpoint]) -> str:
+    if not students:
+        return ""
+    rows = "\n".join(
+        f"| `{known.path.name}` | {known.steps} | {known.metadata['teacher_steps']} steps | "
+        f"{known.metadata['loss']} | {known.metadata['iterations']} |"
+        for known in students
+    )
+    return _STUDENTS.format(rows=rows, **students[0].metadata)
 
 
 def _gates(folder: Path) -> Iterable[str]:

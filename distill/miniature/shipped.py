@@ -17,6 +17,7 @@ from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ..base_models import load_base
 from ..cache import cache_folder, made_once
+from ..export import students
 from . import card, models, styles
 from .build import Folders, teacher_cfg
 from .recipe import RECIPES
@@ -24,6 +25,8 @@ from .recipe import RECIPES
 WEIGHTS = Path(__file__).with_name("weights")
 PREFIX = "miniature:"
 STEPS = 32  # how the undistilled motion module is sampled best
+STUDENTS = (8, 4, 2, 1)  # step counts of the distilled motion modules
+DEFAULT_STUDENT = 4
 _TEXT = "text_encoder.safetensors"
 _MOTION = "motion_module.safetensors"
 
@@ -40,6 +43,20 @@ def base(style: str = styles.F0) -> Path:
 def motion_module() -> Path:
     """Return the motion module's file."""
     return WEIGHTS / _MOTION
+
+
+def student(steps: int) -> Path:
+    """Return the file of the motion module that was distilled for so many steps."""
+    return WEIGHTS / f"{steps}step.safetensors"
+
+
+def motion_module_for(steps: int | None, sampler: str = "euler") -> Path:
+    """Return the file to draw with: a student's where the steps are its own, else the undistilled.
+
+    steps: None where none are asked for.
+    """
+    wanted = student(steps or DEFAULT_STUDENT)
+    return wanted if sampler == "euler" and wanted.is_file() else motion_module()
 
 
 def cfg() -> float:
@@ -63,11 +80,33 @@ def pack(build: Path, target: Path = WEIGHTS, names: Sequence[str] = tuple(style
     for report in sorted((build / "gates").glob("*.json")):
         with atomic_path(target / "gates" / report.name) as temporary:
             shutil.copy(report, temporary)
+    write_card(target, teacher_cfg(folders))
+    return target
+
+
+def pack_students(run: Path, target: Path = WEIGHTS) -> list[Path]:
+    """Write the students of a distillation of the miniature as they ship, and the card anew.
+
+    run: the folder that `train` wrote. Raises ValueError where it holds no student.
+    """
+    files = []
+    for known in students(run):
+        if known.steps in STUDENTS:
+            file = target / student(known.steps).name
+            checkpoint.save(known.build(dtype=torch.float16), file, metadata=known.metadata)
+            files.append(file)
+    write_card(target, cfg())
+    return files
+
+
+def write_card(target: Path, teacher_cfg: float) -> None:
+    """Write the model card of the weights in a folder."""
+    made = [target / student(steps).name for steps in STUDENTS]
+    known = [checkpoint.load(file) for file in made if file.is_file()]
     with atomic_path(target / "README.md") as temporary:
         temporary.write_text(
-            card.write(RECIPES["full"], teacher_cfg(folders), build / "gates"), encoding="utf-8"
+            card.write(RECIPES["full"], teacher_cfg, target / "gates", known), encoding="utf-8"
         )
-    return target
 
 
 def _assemble(folder: Path, style: str) -> None:
@@ -88,6 +127,6 @@ def _save_half(part: torch.nn.Module, file: Path) -> None:
 @lru_cache(maxsize=1)
 def _digest() -> str:
     digest = hashlib.sha256()
-    for file in sorted(WEIGHTS.glob("*.safetensors")):
-        digest.update(file.read_bytes())
+    for name in (*styles.STYLES, _TEXT.removesuffix(".safetensors")):
+        digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:12]
