@@ -9,6 +9,7 @@ import torch
 from animatediff_lightning.distill.base_models import load_base
 from animatediff_lightning.distill.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.clips import ModelChoice, with_miniature
 from animatediff_lightning.distill.miniature import (
     evaluate,
     measure,
@@ -18,6 +19,7 @@ from animatediff_lightning.distill.miniature import (
     styles,
     world,
 )
+from animatediff_lightning.distill.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
 from PIL import Image
 
@@ -40,9 +42,9 @@ def module():
     return checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
 
 
-def scored(style, module, steps=STEPS):
-    scenes = metrics.held_out_scenes(CLIPS)
-    setting = evaluate.Setting(style, "", "euler", steps, shipped.cfg(), CLIPS)
+def scored(style, module, steps=STEPS, cfg=None, count=CLIPS):
+    scenes = metrics.held_out_scenes(count)
+    setting = evaluate.Setting(style, "", "euler", steps, cfg or shipped.cfg(), count)
     clips = evaluate.sample(load_base(shipped.base(style)), module, scenes.captions(), setting)
     return metrics.summary(metrics.score(clips, scenes, style))
 
@@ -57,6 +59,37 @@ def test_clips_of_unheard_captions_move_as_told_in_the_right_look(module, style)
 
 def test_without_the_motion_module_nothing_moves_as_told():
     assert scored("plain", None, steps=8)["motion"] <= 0.5
+
+
+@pytest.mark.parametrize("style", ["plain", "neon"])
+def test_students_need_fewer_steps_on_bases_that_they_have_seen_and_not(module, style):
+    for steps in (2, 1):
+        known = checkpoint.load(shipped.student(steps))
+        assert known.steps == steps
+        undistilled = scored(style, module, steps, cfg=1, count=40)
+        student = scored(style, known.build(dtype=torch.float32), steps, cfg=1, count=40)
+        assert undistilled["chroma"] < student["chroma"] < 1.1
+        assert student["heading"] > undistilled["heading"]
+
+
+def test_the_four_step_student_passes_the_teachers_gates_on_f_0():
+    student = checkpoint.load(shipped.student(4)).build(dtype=torch.float32)
+    found = scored("plain", student, 4, cfg=1, count=60)
+    assert found["motion"] >= 0.90
+    assert found["colour"] >= 0.95
+    assert found["strict"] >= 0.80  # the gate is 0.85, of 200 clips
+    assert found["jerk"] <= 0.6
+
+
+def test_the_motion_module_that_fits_the_steps_is_drawn_with():
+    assert shipped.motion_module_for(None) == shipped.student(4)
+    assert shipped.motion_module_for(1) == shipped.student(1)
+    assert shipped.motion_module_for(32) == shipped.motion_module()
+    assert shipped.motion_module_for(4, "dpmpp") == shipped.motion_module()
+    guided = with_miniature(ModelChoice(), ClipRequest(("a",), steps=4, cfg=2.0))
+    assert guided.motion_module == shipped.motion_module()
+    plain = with_miniature(ModelChoice(), ClipRequest(("a",), steps=None, cfg=None))
+    assert plain.motion_module == shipped.student(4)
 
 
 def test_shared_weights_are_small_and_complete():

@@ -53,8 +53,8 @@ Held-out captions, {steps} Euler steps, cfg {cfg:g}, measured in the pixels (`me
 
 _STUDENTS = """## Distilled
 
-`train` made these motion modules of the undistilled one, over {bases}, on clips that
-`data generate` made; {global_batch} clips a step; they want cfg 1. How good they are:
+`train` made these motion modules of the undistilled one, on clips that `data generate` made;
+{global_batch} clips a step; they want cfg 1. Seen base models: {bases}. How good they are:
 `benchmarks/results/miniature_claims.md`.
 
 | file | steps | taught by | loss | iterations |
