@@ -95,10 +95,16 @@ class Head(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (clips,) of features (clips, c, frames, h, w) of any size."""
-        for block in self.blocks:
-            x = block(_at_least_two(x))
-        return self.out(x).mean((1, 2, 3, 4))
+        """Return logits (clips,) of features (clips, c, frames, h, w) of any size.
+
+        Always in float32: it costs little, and bfloat16 gradients of small 3D convolutions are NaN
+        on some CPUs (torch 2.13).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            for block in self.blocks:
+                x = block(_at_least_two(x))
+            return self.out(x).mean((1, 2, 3, 4))
 
 
 class Discriminator(nn.Module):

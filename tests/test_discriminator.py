@@ -146,3 +146,13 @@ def test_it_learns_in_float32_whatever_it_is_made_from(parts):
     with torch.autocast("cpu", torch.bfloat16):
         logit = judge([state()], state(seed=1), text(), torch.tensor([0, 1]))[0]
     assert torch.isfinite(logit).all()
+
+
+def test_gradients_are_finite_under_bfloat16_on_the_smallest_maps(parts):
+    judge = make(parts)
+    states = [state(frames=16, height=2, width=2, seed=i) for i in (1, 2, 3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        teacher, student = judge(states[1:], states[0], text(), torch.tensor([0, 1]))
+    assert teacher.dtype == torch.float32
+    (student - teacher).sum().backward()
+    assert all(p.grad.isfinite().all() for p in judge.parameters() if p.grad is not None)
