@@ -100,7 +100,8 @@ class Head(nn.Module):
         Always in float32: it costs little, and bfloat16 gradients of small 3D convolutions are NaN
         on some CPUs (torch 2.13).
         """
-        with torch.autocast(x.device.type, enabled=False):
+        device = "cpu" if x.is_meta else x.device.type  # plan computes shapes alone
+        with torch.autocast(device, enabled=False):
             x = x.float()
             for block in self.blocks:
                 x = block(_at_least_two(x))
