@@ -53,6 +53,18 @@ class BaseModel:
         """Width and height in pixels that the UNet was trained for (SD1.5: 512)."""
         return self.unet.config.sample_size * self.latent_factor
 
+    def scaled(self, z: Tensor) -> Tensor:
+        """Return what the VAE encodes to as the latents that the UNet knows."""
+        return (z - self._latent_shift) * self.vae.config.scaling_factor
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Return latents as the VAE decodes them."""
+        return latents / self.vae.config.scaling_factor + self._latent_shift
+
+    @property
+    def _latent_shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
     @property
     def device(self) -> torch.device:
         return self.unet.device

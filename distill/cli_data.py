@@ -1,15 +1,13 @@
 """The commands `data generate`, `data import`, `data verify` and `data stats`."""
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .cli_options import Dtype, PredictionType, Sampler
+from .cli_options import Dtype, PredictionType, Sampler, parse_size
 
 data = typer.Typer(help="The clips that a distillation learns from.")
-_SIZE = re.compile(r"(\d+)x(\d+)")
 
 
 @data.command()
@@ -145,14 +143,6 @@ def stats(
     from . import data_check
 
     print(data_check.stats(folder, base))
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Return width and height of WxH; ValueError for anything else."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
-        raise ValueError(f"--size {text} is no size; write it as 512x512.")
-    return int(found[1]), int(found[2])
 
 
 def _prompts(file: Path | None, captions: int | None, seed: int) -> tuple[str, ...]:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_data import parse_size
-from .cli_options import Dtype
+from .cli_options import Dtype, parse_size
 
 evaluate = typer.Typer(help="Measure generated clips.")
 

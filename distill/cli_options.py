@@ -1,6 +1,9 @@
 """Values that options of several commands take."""
 
+import re
 from enum import Enum
+
+_SIZE = re.compile(r"(\d+)x(\d+)")
 
 
 class Sampler(str, Enum):
@@ -31,3 +34,11 @@ class PredictionType(str, Enum):
     def known(self) -> str | None:
         """The prediction type, None for auto."""
         return None if self is PredictionType.auto else self.value
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of WxH; ValueError for anything else."""
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"--size {text} is no size; write it as 512x512.")
+    return int(found[1]), int(found[2])

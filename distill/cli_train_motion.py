@@ -1,6 +1,5 @@
 """The options of `animatediff-lightning train-motion`."""
 
-import os
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -96,10 +95,6 @@ def train_motion(
         dtype=dtype.value, save_dtype=save_dtype.value, tokenizer=tokenizer, config=config,
         prediction_type=prediction_type.known,
     )  # fmt: skip
-
-    # diffusers' and transformers' notes on optional packages would bury ours
-    for library in ("DIFFUSERS", "TRANSFORMERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
     from .train_motion import run
 

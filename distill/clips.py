@@ -92,12 +92,7 @@ def with_miniature(models: ModelChoice, request: ClipRequest) -> ModelChoice:
     guidance is asked for.
     """
     style = str(models.base or shipped.PREFIX + styles.F0).removeprefix(shipped.PREFIX)
-    guided = request.cfg not in (None, 1)
-    default = (
-        shipped.motion_module()
-        if guided
-        else shipped.motion_module_for(request.steps, request.sampler)
-    )
+    default = shipped.motion_module_for(request.steps, request.sampler, request.cfg)
     return replace(models, base=shipped.base(style), motion_module=models.motion_module or default)
 
 

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from ..motion_module import checkpoint
 from ..motion_module.files import atomic_path
-from . import folder_record, latent_shards, train_checks
+from . import distributed, folder_record, latent_shards, train_checks
 from .base_models import BaseModel, load_base, quiet_libraries
 from .clips import choose_dtype, is_miniature
 from .data_request import Clip, DataRequest, ShardPlan, clip_of, plan
 from .devices import my_device
-from .generate import check_positions, generate_clips
+from .generate import generate_clips
 from .miniature import world
 from .named_models import base_path, motion_module_path
 
@@ -38,11 +38,10 @@ def run(request: DataRequest, rank: int | None = None, world_size: int | None = 
     models that are missing or unfit, and where the folder holds another command's clips.
     """
     quiet_libraries()
-    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    rank, world_size = distributed.share(rank, world_size)
     studio = Studio(request)
     sizes = studio.sizes()
-    claim(request)
+    folder_record.claim_shards(request.out / RECORD, request.fingerprint(), "clips")
     mine = plan(request, sizes)[rank::world_size]
     left = [p for p in mine if not (request.out / p.name).is_file()]
     with tqdm(total=sum(len(p.clips) for p in left), unit="clip", disable=None) as bar:
@@ -53,14 +52,6 @@ def run(request: DataRequest, rank: int | None = None, world_size: int | None = 
     if mine:
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     return [request.out / p.name for p in mine]
-
-
-def claim(request: DataRequest) -> None:
-    """Write down what is made, or refuse the folder of something else with ValueError."""
-    file = request.out / RECORD
-    if not file.is_file() and any(request.out.glob("*.tar")):
-        raise ValueError(f"{request.out} holds shards of another command; choose another --out.")
-    folder_record.claim(file, request.fingerprint(), "clips")
 
 
 def miniature_captions(count: int, seed: int) -> tuple[str, ...]:
@@ -78,7 +69,6 @@ class Studio:
         self._device = my_device(request.device)
         self._dtype = choose_dtype(request.dtype, self._device)
         known = checkpoint.load(motion_module_path(request.motion_module))
-        check_positions(known.config.max_frames, request.clip(request.prompts[:1], 0, None, None))
         for name in request.bases:
             train_checks.check_fit(known, train_checks.empty_unet(base_path(name)), request.frames)
             for prompt in request.prompts if is_miniature(name) else ():
@@ -126,13 +116,11 @@ def mirrored(base: BaseModel, x0: Tensor) -> Tensor:
 
     A VAE does not commute with mirroring, so mirrored latents would be those of other frames.
     """
-    scale = base.vae.config.scaling_factor
-    shift = getattr(base.vae.config, "shift_factor", None) or 0.0
     parts = []
     for z in x0.split(_CODED_AT_ONCE):
-        image = base.vae.decode((z / scale + shift).to(base.vae.dtype)).sample.float().flip(-1)
+        image = base.vae.decode(base.unscaled(z).to(base.vae.dtype)).sample.float().flip(-1)
         found = base.vae.encode(image.to(base.vae.dtype)).latent_dist.mode()
-        parts.append((found.float() - shift) * scale)
+        parts.append(base.scaled(found.float()))
     return torch.cat(parts)
 
 

@@ -8,7 +8,6 @@ import csv
 import itertools
 import json
 import multiprocessing
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..motion_module.files import atomic_path
-from . import folder_record, latent_shards, video_folder
+from . import distributed, folder_record, latent_shards, video_folder
 from .base_models import BaseModel, load_base, quiet_libraries
 from .devices import my_device
 from .import_worker import Task, read
@@ -86,8 +85,7 @@ def run(request: ImportRequest, rank: int | None = None, world_size: int | None 
     another command's clips.
     """
     quiet_libraries()
-    rank = int(os.environ.get("RANK", 0)) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size
+    rank, world_size = distributed.share(rank, world_size)
     names = find(request)
     captions = video_folder.read_captions(request.videos, request.table)
     base = load_base(
@@ -129,20 +127,15 @@ def claim(request: ImportRequest, names: Sequence[str]) -> None:
     for option in ("out", "workers", "device", "tokenizer", "table"):
         del told[option]
     told |= {"videos": str(request.videos), "files": video_folder.digest(names, names)}
-    file = request.out / RECORD
-    if not file.is_file() and any(request.out.glob("*.tar")):
-        raise ValueError(f"{request.out} holds shards of another command; choose another --out.")
-    folder_record.claim(file, told, "an import")
+    folder_record.claim_shards(request.out / RECORD, told, "an import")
 
 
 @torch.inference_mode()
 def encode(base: BaseModel, frames: np.ndarray) -> Tensor:
     """Return the latents (frames, channels, h, w), float32, of uint8 frames (frames, h, w, 3)."""
-    scale = base.vae.config.scaling_factor
-    shift = getattr(base.vae.config, "shift_factor", None) or 0.0
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(base.device) / 127.5 - 1
     parts = (base.vae.encode(p.to(base.dtype)) for p in images.split(_ENCODED_AT_ONCE))
-    return (torch.cat([p.latent_dist.mode().float() for p in parts]) - shift) * scale
+    return base.scaled(torch.cat([p.latent_dist.mode().float() for p in parts]))
 
 
 def _task(

@@ -121,11 +121,10 @@ def run_phase(
     part = stage.phases[moment.phase]
     if stage.loss == "adversarial":
         judge = make_judge(loaded, moment, judge)
-    networks = _networks(loaded, moment, student, moving, judge)
-    under_way = PhaseRun.start(networks)
     newest, iteration = folder.newest(), 0
     if newest is not None and (newest.stage, newest.phase) > (moment.stage, moment.phase):
         return judge  # a later phase's checkpoint holds what this one left
+    under_way = PhaseRun.start(_networks(loaded, moment, student, moving, judge))
     if newest is not None and (newest.stage, newest.phase) == (moment.stage, moment.phase):
         iteration = newest.iteration
         under_way.load(folder.load(newest, loaded.device))

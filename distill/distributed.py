@@ -32,6 +32,14 @@ def world_size() -> int:
     return distributed.get_world_size() if _together() else 1
 
 
+def share(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size, torchrun's where none are given, for work without a group."""
+    return (
+        int(os.environ.get("RANK", 0)) if rank is None else rank,
+        int(os.environ.get("WORLD_SIZE", 1)) if world_size is None else world_size,
+    )
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if _together():

@@ -60,8 +60,7 @@ def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> 
 
 def students(run: Path) -> list[MotionCheckpoint]:
     """Return a run's finished students, most steps first; ValueError where there is none."""
-    folder = RunFolder(run).student("x").parent
-    files = sorted(folder.glob("[!.]*.safetensors")) if folder.is_dir() else []
+    files = RunFolder(run).students()
     if not files:
         raise ValueError(
             f"{run} holds no finished student; give the folder that `train` wrote, once its first "

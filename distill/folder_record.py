@@ -7,8 +7,8 @@ from pathlib import Path
 from ..motion_module.files import atomic_path
 
 
-def claim(file: Path, told: Mapping[str, object], what: str) -> bool:
-    """Write down what will be in a file's folder, or find the same there; True where it is new.
+def claim(file: Path, told: Mapping[str, object], what: str) -> None:
+    """Write down what will be in a file's folder, or find the same there.
 
     told: what the folder's content depends on, as JSON has it; what: a noun, such as "a run".
     Raises ValueError where the file tells otherwise.
@@ -17,7 +17,7 @@ def claim(file: Path, told: Mapping[str, object], what: str) -> bool:
     if not file.is_file():
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        return True
+        return
     found = json.loads(file.read_text(encoding="utf-8"))
     other = [key for key in wanted if found.get(key) != wanted[key]]
     if other:
@@ -25,4 +25,10 @@ def claim(file: Path, told: Mapping[str, object], what: str) -> bool:
             f"{file.parent} holds {what} with other {', '.join(other)}; go on with the same "
             "command, or choose another --out."
         )
-    return False
+
+
+def claim_shards(file: Path, told: Mapping[str, object], what: str) -> None:
+    """Claim a folder of shards as `claim` does; ValueError where it holds some and no record."""
+    if not file.is_file() and any(file.parent.glob("*.tar")):
+        raise ValueError(f"{file.parent} holds shards of another command; choose another --out.")
+    claim(file, told, what)

@@ -6,7 +6,8 @@ the undistilled module at 32 Euler steps with guidance.
 
 import csv
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..motion_module import checkpoint
+from ..motion_module.checkpoint import MotionCheckpoint
 from ..motion_module.files import atomic_path
 from ..motion_module.module import MotionModule
 from . import folder_record, frechet, i3d, i3d_weights, train_checks, video
 from .base_models import BaseModel, load_base, quiet_libraries
-from .clips import choose_dtype
+from .clips import choose_dtype, is_miniature
 from .devices import choose_device
 from .fvd_request import FvdRequest, Method
 from .generate import decode, generate_clips
@@ -43,8 +45,10 @@ def run(request: FvdRequest) -> str:
     """
     quiet_libraries()
     prompts = request.read_prompts()
-    methods = [_settled(request, m) for m in request.methods]
-    check(request, methods, prompts)
+    names = dict.fromkeys(m.motion_module for m in (request.teacher, *request.methods))
+    known = {n: checkpoint.load(motion_module_path(n)).without_tensors() for n in names}
+    methods = [m.settled(known[m.motion_module].steps) for m in request.methods]
+    check(request, methods, prompts, known.values())
     claim(request, prompts)
     bench = Bench(request, prompts)
     rows = [row for base in request.bases for row in bench.rows(base, methods)]
@@ -60,14 +64,18 @@ def run(request: FvdRequest) -> str:
     )
 
 
-def check(request: FvdRequest, methods: Sequence[Method], prompts: Sequence[str]) -> None:
+def check(
+    request: FvdRequest, methods: Sequence[Method], prompts: Sequence[str],
+    modules: Iterable[MotionCheckpoint],
+) -> None:  # fmt: skip
     """Raise ValueError for base models, modules and prompts that do not go together."""
+    for method in methods:
+        request.clip(method)  # raises for steps out of range
     for name in request.bases:
         unet = train_checks.empty_unet(base_path(name))
-        for method in (request.teacher, *methods):
-            known = checkpoint.load(motion_module_path(method.motion_module))
+        for known in modules:
             train_checks.check_fit(known, unet, request.frames)
-        for prompt in prompts if request.on_miniature(name) else ():
+        for prompt in prompts if is_miniature(name) else ():
             world.check_prompt(prompt)
     for what, names in (("base models", [_short(b) for b in request.bases]),
                         ("methods", [m.label for m in methods])):  # fmt: skip
@@ -119,8 +127,7 @@ class Bench:
         """Return the features (n, d) of a method's clips, and some frames; goes on where it was."""
         label = f"{method.label}{'-other-seeds' * bool(shift)}"
         # a file of the same name with other weights is another method
-        content = motion_module_path(method.motion_module).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()[:8]
+        digest = _digest(motion_module_path(method.motion_module))
         file = self.request.out / "features" / _short(name) / f"{label}-{digest}.npz"
         features, shown = _read(file)
         if len(features) == len(self.prompts):
@@ -208,11 +215,9 @@ def plot(rows: Sequence[dict[str, object]], file: Path) -> None:
     pyplot.close(figure)
 
 
-def _settled(request: FvdRequest, method: Method) -> Method:
-    """Return a method with its steps, once its file was looked at."""
-    settled = method.settled(checkpoint.load(motion_module_path(method.motion_module)).steps)
-    request.clip(settled)  # raises for steps out of range
-    return settled
+@cache
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
 
 
 def _network(request: FvdRequest, device: torch.device) -> Features:
@@ -245,4 +250,4 @@ def _draw_sheet(file: Path, methods: Sequence[np.ndarray]) -> None:
 
 def _short(name: str) -> str:
     """Return a base model's name as tables and folders have it."""
-    return name.rpartition(":")[2] if FvdRequest.on_miniature(name) else Path(name).stem
+    return name.rpartition(":")[2] if is_miniature(name) else Path(name).stem

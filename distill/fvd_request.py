@@ -81,13 +81,13 @@ class FvdRequest:
     tokenizer: Path | None = None
 
     def __post_init__(self) -> None:
-        if len({self.on_miniature(base) for base in self.bases}) != 1:
+        if len({is_miniature(base) for base in self.bases}) != 1:
             raise ValueError("give --base, and either styles of the miniature or other models.")
         if self.clips < 2:
             raise ValueError(f"--clips must be at least 2, not {self.clips}.")
         if self.at_once < 1:
             raise ValueError(f"--at-once must be at least 1, not {self.at_once}.")
-        if self.uses_probe and not self.on_miniature(self.bases[0]):
+        if self.uses_probe and not is_miniature(self.bases[0]):
             raise ValueError("the probe knows the miniature alone; use --features i3d.")
         if not self.uses_probe and self.i3d is None:
             raise ValueError(
@@ -97,20 +97,16 @@ class FvdRequest:
         for method in (self.teacher, *self.methods):
             self.clip(method)
 
-    @staticmethod
-    def on_miniature(base: str) -> bool:
-        return is_miniature(base)
-
     @property
     def uses_probe(self) -> bool:
         """Tell whether features are the miniature's probe's, and not the I3D's."""
         if self.features == "auto":
-            return self.on_miniature(self.bases[0]) and self.i3d is None
+            return is_miniature(self.bases[0]) and self.i3d is None
         return self.features == "probe"
 
     def read_prompts(self) -> tuple[str, ...]:
         """Return the prompts, a clip each; ValueError where there are fewer than clips."""
-        if self.prompts is None and self.on_miniature(self.bases[0]):
+        if self.prompts is None and is_miniature(self.bases[0]):
             return tuple(metrics.held_out_scenes(self.clips).captions())
         file = self.prompts or PROMPTS
         found = read_prompts(file)

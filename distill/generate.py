@@ -91,11 +91,9 @@ def decode(base: BaseModel, latents: Tensor, frames_at_once: int = 2) -> Tensor:
 
     `frames_at_once` bounds the memory.
     """
-    config = base.vae.config
-    shift = getattr(config, "shift_factor", None) or 0.0
     frames = []
     for z in latents.split(frames_at_once):
-        image = base.vae.decode((z / config.scaling_factor + shift).to(base.vae.dtype)).sample
+        image = base.vae.decode(base.unscaled(z).to(base.vae.dtype)).sample
         image = ((image.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         frames.append(image.permute(0, 2, 3, 1).cpu())  # f h w c
     return torch.cat(frames)

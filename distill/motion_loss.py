@@ -89,8 +89,7 @@ def encode_frames(base: BaseModel, clip: Clip, generator: torch.Generator) -> Te
             if hasattr(found, "std"):  # the miniature's is exact
                 z = z + found.std * torch.randn(z.shape, generator=generator).to(z)
             latents.append(z)
-    shift = getattr(base.vae.config, "shift_factor", None) or 0.0
-    return (torch.cat(latents) - shift) * base.vae.config.scaling_factor
+    return base.scaled(torch.cat(latents))
 
 
 def _autocast(dtype: str, device: torch.device) -> torch.autocast:

@@ -43,6 +43,10 @@ class RunFolder:
         """Return the file of a stage's finished student."""
         return self.root / "students" / f"{name}.safetensors"
 
+    def students(self) -> list[Path]:
+        """Return the files of all finished students, by name."""
+        return sorted((self.root / "students").glob("[!.]*.safetensors"))
+
     def claim(self, config: TrainConfig, pools: dict[str, str]) -> None:
         """Write down what is trained, or refuse the folder of something else with ValueError.
 

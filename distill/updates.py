@@ -20,7 +20,6 @@ from .student import MovingBase, Student
 from .train_config import Phase, Stage
 
 Figures = dict[str, float]
-LossOfBatch = Callable[[Batch], tuple[Tensor, Figures]]
 
 
 @dataclass
@@ -122,8 +121,9 @@ def generator_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
 
 
 def accumulate(
-    networks: Networks, module: nn.Module, batches: Sequence[Batch], loss_of_batch
-) -> Figures:
+    networks: Networks, module: nn.Module, batches: Sequence[Batch],
+    loss_of_batch: Callable[[Networks, Batch], tuple[Tensor, Figures]],
+) -> Figures:  # fmt: skip
     """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
 
     Returns the loss and what it tells, this process's means.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from animatediff_lightning.distill.cache import CACHE_VARIABLE
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
@@ -122,6 +123,14 @@ def comfyui(request):
     if request.param is None:
         pytest.skip(NO_HOST)
     return request.param
+
+
+@pytest.fixture(scope="module")
+def miniature_cache(tmp_path_factory):
+    """A cache of its own for the miniature's bases; gives the patch that made it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
+        yield patch
 
 
 @pytest.fixture(scope="session")

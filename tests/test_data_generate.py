@@ -12,8 +12,7 @@ import pytest
 import torch
 from animatediff_lightning.distill import cli, data_check, data_generate, latent_shards
 from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.cache import CACHE_VARIABLE
-from animatediff_lightning.distill.cli_data import parse_size
+from animatediff_lightning.distill.cli_options import parse_size
 from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.data_request import DataRequest, clip_of, plan
 from animatediff_lightning.distill.generate import generate_latents
@@ -25,15 +24,9 @@ PROMPTS = ("a red fish swimming left", "a big blue bird flying up", "a teal mous
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small models: more threads only spin
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-        patch.delenv("RANK", raising=False)
-        patch.delenv("WORLD_SIZE", raising=False)
-        yield
-    torch.set_num_threads(threads)
+def alone(miniature_cache):
+    miniature_cache.delenv("RANK", raising=False)
+    miniature_cache.delenv("WORLD_SIZE", raising=False)
 
 
 def request_for(out, **options):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.cli import main
 from animatediff_lightning.distill.clips import ModelChoice, with_miniature
 from animatediff_lightning.distill.miniature import (
@@ -27,14 +26,7 @@ CLIPS = 8
 STEPS = 16
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small models: more threads only spin
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("miniature_cache")
 
 
 @pytest.fixture(scope="module")

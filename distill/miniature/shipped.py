@@ -50,13 +50,14 @@ def student(steps: int) -> Path:
     return WEIGHTS / f"{steps}step.safetensors"
 
 
-def motion_module_for(steps: int | None, sampler: str = "euler") -> Path:
+def motion_module_for(steps: int | None, sampler: str = "euler", cfg: float | None = None) -> Path:
     """Return the file to draw with: a student's where the steps are its own, else the undistilled.
 
-    steps: None where none are asked for.
+    steps, cfg: None where none are asked for; guidance and other samplers are not for students.
     """
     wanted = student(steps or DEFAULT_STUDENT)
-    return wanted if sampler == "euler" and wanted.is_file() else motion_module()
+    fits = sampler == "euler" and cfg in (None, 1) and wanted.is_file()
+    return wanted if fits else motion_module()
 
 
 def cfg() -> float:
