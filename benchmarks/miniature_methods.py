@@ -3,7 +3,8 @@
     python benchmarks/miniature_methods.py single       # the same stages on f_0 alone
     python benchmarks/miniature_methods.py consistency  # AnimateLCM's loss, as many iterations
 
-Both take the clips of the README's section on distillation, and work under torchrun.
+The bundled students are those of miniature_mse, so that is the config by default. Both take the
+clips of the README's section on distillation, and work under torchrun.
 """
 
 import argparse
@@ -17,11 +18,13 @@ GRID = 50  # points of the consistency student's grid, as AnimateLCM has (arXiv 
 
 
 def single(config):
-    """Return the cross-model config with every slot on f_0."""
-    first = config.slots[0]
+    """Return the cross-model config on f_0 alone, all clips of a step in one forward."""
     return config.model_copy(
-        update={"slots": (first,) * len(config.slots), "out": Path("runs/distill_single")}
-    )
+        update={
+            "slots": config.slots[:1], "clips_per_rank": config.global_batch,
+            "out": Path("runs/distill_single"),
+        }
+    )  # fmt: skip
 
 
 def consistency(config):
@@ -37,8 +40,10 @@ def consistency(config):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("method", choices=("single", "consistency"))
-    method = {"single": single, "consistency": consistency}[parser.parse_args().method]
-    config = method(train_config.read(train_config.find("miniature")))
+    parser.add_argument("--config", default="miniature_mse", help="whose stages (miniature_mse)")
+    options = parser.parse_args()
+    method = {"single": single, "consistency": consistency}[options.method]
+    config = method(train_config.read(train_config.find(options.config)))
     distillation.run(config, my_device("auto"))
 
 

@@ -13,7 +13,18 @@ from typing import Annotated
 import typer
 
 from . import cli_data, cli_evaluate, cli_miniature
-from .cli_options import Dtype, PredictionType, Sampler
+from .cli_options import (
+    BASE_METAVAR,
+    ComputeDtype,
+    Configs,
+    Device,
+    Dtype,
+    Frames,
+    Prediction,
+    PredictionType,
+    Sampler,
+    Tokenizer,
+)
 from .cli_train import export, plan, train
 from .cli_train_motion import train_motion
 
@@ -78,7 +89,7 @@ def generate(
     base: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|DIR|miniature:STYLE",
+            metavar=BASE_METAVAR,
             help="SD1.5 checkpoint, diffusers folder, or a base model of the bundled miniature.",
         ),
     ] = None,
@@ -101,7 +112,7 @@ def generate(
         typer.Option(help="Default: as many as the module was distilled for, or 4 if unknown."),
     ] = None,
     seed: Annotated[int, typer.Option(help="The same for every prompt.")] = 0,
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    frames: Frames = 16,
     width: Annotated[
         int | None, typer.Option(help="Pixels; default: the base model's own, SD1.5 512.")
     ] = None,
@@ -119,22 +130,14 @@ def generate(
         int | None, typer.Option(help="Frames a window, for clips of more than 32: 16 is best.")
     ] = None,
     context_overlap: Annotated[int, typer.Option(help="Frames that windows share.")] = 4,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")
-    ] = Dtype.auto,
+    device: Device = "auto",
+    dtype: ComputeDtype = Dtype.auto,
     out: Annotated[
         Path, typer.Option(help=".mp4, .gif, .webp, or .png for a contact sheet.")
     ] = Path("clip.mp4"),
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Diffusers folder of configs, for an unusual checkpoint.")
-    ] = None,
-    prediction_type: Annotated[
-        PredictionType, typer.Option(help="What the base predicts; auto: as its config says.")
-    ] = PredictionType.auto,
+    tokenizer: Tokenizer = None,
+    config: Configs = None,
+    prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Make a clip for every prompt, all from the same seed.
 

@@ -5,22 +5,31 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Dtype, PredictionType, Sampler, parse_size
+from .cli_options import (
+    BASE_METAVAR,
+    AtOnce,
+    Bases,
+    ComputeDtype,
+    Configs,
+    Dtype,
+    FlipClips,
+    Frames,
+    MyDevice,
+    Prediction,
+    PredictionType,
+    Sampler,
+    Teacher,
+    Tokenizer,
+    parse_size,
+)
 
 data = typer.Typer(help="The clips that a distillation learns from.")
 
 
 @data.command()
 def generate(
-    base: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILE|DIR|miniature:STYLE", help="SD1.5 base model; repeat for several."
-        ),
-    ],
-    motion_module: Annotated[
-        str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")
-    ],
+    base: Bases,
+    motion_module: Teacher,
     out: Annotated[Path, typer.Option(help="Folder of the shards; the same one goes on.")],
     prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
     miniature_captions: Annotated[
@@ -28,7 +37,7 @@ def generate(
         typer.Option(metavar="N", help="In place of --prompts: N captions of the miniature."),
     ] = None,
     clips_per_prompt: Annotated[int, typer.Option(help="By each base model.")] = 1,
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    frames: Frames = 16,
     size: Annotated[
         list[str] | None,
         typer.Option(metavar="WxH", help="Pixels; repeat to deal out. Default: the base's own."),
@@ -37,24 +46,14 @@ def generate(
     cfg: Annotated[float, typer.Option(help="Guidance; 1 is none.")] = 7.5,
     sampler: Annotated[Sampler, typer.Option(help="dpmpp is DPM-Solver++.")] = Sampler.dpmpp,
     seed: Annotated[int, typer.Option(help="Each clip has a seed of its own from it.")] = 0,
-    flip: Annotated[bool, typer.Option(help="Store the mirrored clips' latents, too.")] = True,
+    flip: FlipClips = True,
     shard_size: Annotated[int, typer.Option(help="Clips a shard.")] = 64,
-    at_once: Annotated[int, typer.Option(help="Clips that are sampled together.")] = 1,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
-    ] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")
-    ] = Dtype.auto,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Diffusers folder of configs, for unusual checkpoints.")
-    ] = None,
-    prediction_type: Annotated[
-        PredictionType, typer.Option(help="What the bases predict; auto: as their configs say.")
-    ] = PredictionType.auto,
+    at_once: AtOnce = 1,
+    device: MyDevice = "auto",
+    dtype: ComputeDtype = Dtype.auto,
+    tokenizer: Tokenizer = None,
+    config: Configs = None,
+    prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Make a clip of every prompt by every base model, as webdataset shards of latents.
 
@@ -83,7 +82,7 @@ def import_videos(
     videos: Annotated[Path, typer.Argument(help="Folder of videos, searched to its depths.")],
     base: Annotated[
         str,
-        typer.Option(metavar="FILE|DIR|miniature:STYLE", help="Base model whose VAE encodes."),
+        typer.Option(metavar=BASE_METAVAR, help="Base model whose VAE encodes."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the shards; the same one goes on.")],
     table: Annotated[
@@ -93,21 +92,17 @@ def import_videos(
             "the folder, or NAME.txt beside NAME.mp4."
         ),
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    frames: Frames = 16,
     fps: Annotated[float, typer.Option(help="Frames a second of a clip.")] = 8.0,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels. Default: the base's own.")
     ] = None,
-    flip: Annotated[bool, typer.Option(help="Store the mirrored clips' latents, too.")] = True,
+    flip: FlipClips = True,
     shard_size: Annotated[int, typer.Option(help="Videos a shard.")] = 64,
     seed: Annotated[int, typer.Option(help="Where in each video its clip begins.")] = 0,
     workers: Annotated[int, typer.Option(help="Processes that decode.")] = 4,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
-    ] = "auto",
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
-    ] = None,
+    device: MyDevice = "auto",
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Cut a clip from each captioned video, as webdataset shards of latents.
 

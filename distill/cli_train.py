@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import SaveDtype
+from .cli_options import MyDevice, SaveDtype
 
 _CONFIG = typer.Argument(
     metavar="CONFIG", help="A .toml file, or a bundled one: paper, miniature, miniature_mse."
@@ -26,9 +26,7 @@ def train(
     resume: Annotated[
         Resume, typer.Option(help="auto: go on where a run stopped; never: refuse a used folder.")
     ] = Resume.auto,
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
-    ] = "auto",
+    device: MyDevice = "auto",
 ) -> None:
     """Distil a motion module over many base models, stage by stage; alone or under torchrun.
 

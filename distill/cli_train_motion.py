@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import PredictionType, SaveDtype
+from .cli_options import Configs, Device, Frames, Prediction, PredictionType, SaveDtype, Tokenizer
 
 
 class Arithmetic(str, Enum):
@@ -33,7 +33,7 @@ def train_motion(
         int | None,
         typer.Option(metavar="RANK", help="Train a motion LoRA for the --motion-module instead."),
     ] = None,
-    frames: Annotated[int, typer.Option(help="Frames of a clip.")] = 16,
+    frames: Frames = 16,
     fps: Annotated[float, typer.Option(help="Frames a second that videos are brought to.")] = 8.0,
     width: Annotated[
         int | None, typer.Option(help="Pixels; default: the base model's own, SD1.5 512.")
@@ -65,20 +65,14 @@ def train_motion(
     sample: Annotated[
         str | None, typer.Option(help="Draw this in the end, as a contact sheet beside OUT.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     dtype: Annotated[
         Arithmetic, typer.Option(help="Autocast of float32 weights; auto: bfloat16 on a GPU.")
     ] = Arithmetic.auto,
     save_dtype: Annotated[SaveDtype, typer.Option(help="Of the written file.")] = SaveDtype.float16,
-    tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Diffusers folder of configs, for an unusual checkpoint.")
-    ] = None,
-    prediction_type: Annotated[
-        PredictionType, typer.Option(help="What the base predicts; auto: as its config says.")
-    ] = PredictionType.auto,
+    tokenizer: Tokenizer = None,
+    config: Configs = None,
+    prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Train a motion module, or a motion LoRA of it, on videos with captions.
 

@@ -74,13 +74,12 @@ def draw_sheet(folder: Path, shards: list[Shard], base: str) -> Path:
     model = load_base(base_path(base))
     alike = [s for s in shards if s.shape == shards[0].shape]
     places = [(s, c) for s in alike for c in range(len(s))]
-    rows = []
+    clips = []
     for shard, clip in places[:: max(1, len(places) // _SHEET_ROWS)][:_SHEET_ROWS]:
         latents = torch.from_numpy(shard.read(clip, flip=False)[0]).float()
         shown = latents[:: max(1, len(latents) // _SHEET_FRAMES)]
-        frames = video.enlarge(decode(model, shown).numpy(), _SMALLEST_SIDE)
-        rows.append(np.concatenate(list(frames), axis=1))
-    return video.write_clip(folder / SHEET, np.concatenate(rows)[None], fps=1)
+        clips.append(video.enlarge(decode(model, shown).numpy(), _SMALLEST_SIDE))
+    return video.write_clip(folder / SHEET, video.rows(clips, _SHEET_FRAMES)[None], fps=1)
 
 
 def _bad_clips(shard: Shard) -> Iterator[str]:

@@ -240,12 +240,12 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_sheet(file: Path, methods: Sequence[np.ndarray]) -> None:
     """Draw a row a clip: the teacher's above each method's, clip after clip."""
-    rows = [
-        np.concatenate(list(video.enlarge(shown[clip], _SMALLEST_SIDE)), axis=1)
+    clips = [
+        video.enlarge(shown[clip], _SMALLEST_SIDE)
         for clip in range(len(methods[0]))
         for shown in methods
     ]
-    video.write_clip(file, np.concatenate(rows)[None], fps=1)
+    video.write_clip(file, video.rows(clips, _SHOWN_FRAMES)[None], fps=1)
 
 
 def _short(name: str) -> str:

@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..motion_module import checkpoint
+from ..motion_module.config import MotionModuleConfig
 from ..motion_module.module import MotionModule
 from . import batches, memory_estimate, sd15_config, train_checks
 from .discriminator import Discriminator, Encoder
@@ -153,9 +154,9 @@ def _unet(name: str) -> UNet2DConditionModel:
 
 def _motion_module(name: str) -> MotionModule:
     path = motion_module_path(name)
-    config = [checkpoint.load(path).config] if path.is_file() else []
+    config = checkpoint.load(path).config if path.is_file() else MotionModuleConfig()
     with torch.device("meta"):
-        return MotionModule(*(config or [checkpoint.MotionModuleConfig()]))
+        return MotionModule(config)
 
 
 def _text_and_vae(base: Path) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:

@@ -1,6 +1,5 @@
 """Contact sheets while a distillation runs: student above teacher, at fixed prompts and seeds."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from .student import MovingBase
 from .train_config import TrainConfig
 from .updates import Networks
 
-_FRAMES_SHOWN = 8
 _SMALLEST_SIDE = 256  # pixels of a sheet
 
 
@@ -33,7 +31,7 @@ def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
             rows.append(_sample(moving, prompt, noise, stage.student_steps, 1.0))
             with moving.taught_by(networks.teacher):
                 rows.append(_sample(moving, prompt, noise, teacher_steps, stage.cfg))
-    return _picture([decode(moving.base, latents).numpy() for latents in rows])
+    return video.rows([decode(moving.base, latents).numpy() for latents in rows])
 
 
 def write(file: Path, picture: np.ndarray) -> Path:
@@ -58,9 +56,3 @@ def _sample(moving: MovingBase, prompt: str, noise: Tensor, steps: int, cfg: flo
         return moving.predict_guided(x, times, text, without, cfg)
 
     return euler.sample(predict_eps, noise, schedule.trailing_timesteps(steps))[0]
-
-
-def _picture(clips: Sequence[np.ndarray]) -> np.ndarray:
-    """Lay out some frames of each clip (frames, h, w, 3) in a row."""
-    every = max(1, len(clips[0]) // _FRAMES_SHOWN)
-    return np.concatenate([np.concatenate(list(clip[::every]), axis=1) for clip in clips], axis=0)

@@ -6,6 +6,7 @@ Files appear whole or not at all: they are written under a temporary name and re
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -54,6 +55,14 @@ def contact_sheet(frames: np.ndarray) -> np.ndarray:
     cells[:count] = frames
     grid = cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
     return grid.reshape(rows * height, columns * width, 3)
+
+
+def rows(clips: Sequence[np.ndarray], at_most: int = 8) -> np.ndarray:
+    """Lay out some frames of each clip (frames, height, width, 3) in a row of its own."""
+    every = [max(1, len(clip) // at_most) for clip in clips]
+    return np.concatenate(
+        [np.concatenate(list(c[::n]), axis=1) for c, n in zip(clips, every, strict=True)]
+    )
 
 
 def frame_durations(count: int, fps: float, unit: int) -> list[int]:

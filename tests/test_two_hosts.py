@@ -10,25 +10,25 @@ import torch
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import inject
 
-SCRIPT = Path(__file__).parent / "host" / "reference_clip.py"
+from . import headless_ldm
+
+SCRIPTS = Path(__file__).parent / "host"
 PROMPT, FRAMES, SIZE = "a red fish swimming left", 4, 64
 LATENT_SCALE = 0.18215  # ComfyUI gives latents as the VAE does, diffusers as the UNet sees them
+
+
+def run_script(comfyui, name, *arguments):
+    """Run a script in the host's interpreter; returns the tensors that it wrote to its last one."""
+    command = [comfyui.python, SCRIPTS / name, comfyui.folder, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return safetensors.torch.load_file(arguments[-1])
 
 
 @pytest.fixture(scope="module")
 def in_comfyui(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
     out = tmp_path_factory.mktemp("clip") / "clip.safetensors"
-    command = [
-        comfyui.python,
-        SCRIPT,
-        comfyui.folder,
-        thin_checkpoint,
-        thin_motion_file.parent,
-        out,
-    ]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert run.returncode == 0, run.stderr[-3000:]
-    return safetensors.torch.load_file(out)
+    return run_script(comfyui, "reference_clip.py", thin_checkpoint, thin_motion_file.parent, out)
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,30 @@ def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
     request = ClipRequest((PROMPT,), frames=FRAMES, width=SIZE, height=SIZE, seed=0, steps=4)
     latents = generate_latents(headless, module, PROMPT, request)
     assert relative(latents, in_comfyui["latents"] * LATENT_SCALE) < 1e-4
+
+
+@pytest.mark.usefixtures("miniature_cache")
+def test_a_distilled_miniature_loads_in_comfyui_and_draws_the_same_clip(comfyui, tmp_path):
+    from animatediff_lightning.distill.base_models import (
+        encode_prompt,
+        load_base,
+        quiet_libraries,
+    )
+    from animatediff_lightning.distill.generate import generate_latents
+    from animatediff_lightning.distill.miniature import shipped
+    from animatediff_lightning.distill.request import ClipRequest
+
+    quiet_libraries()
+    base = load_base(shipped.base("toon"))
+    unet, text = tmp_path / "unet.safetensors", tmp_path / "text.safetensors"
+    weights = {headless_ldm.unet_key(k): v for k, v in base.unet.state_dict().items()}
+    safetensors.torch.save_file(weights, unet)
+    safetensors.torch.save_file({"text": encode_prompt(base, PROMPT)}, text)
+    out = tmp_path / "clip.safetensors"
+    there = run_script(comfyui, "miniature_clip.py", unet, text, shipped.WEIGHTS, out)
+
+    module = checkpoint.load(shipped.student(4)).build(dtype=torch.float32)
+    request = ClipRequest((PROMPT,), frames=16, width=16, height=16, seed=0, steps=4)
+    here = generate_latents(base, module, PROMPT, request)
+    assert relative(there["motion"], here) < 1e-4
+    assert relative(there["still"], here) > 0.1, "the student did nothing"
