@@ -14,15 +14,16 @@ from ..motion_module.files import atomic_path
 from .run_folder import Place
 
 COLUMNS = (
-    "stage", "phase", "iteration", "loss_d", "loss_g", "d_on_teacher", "d_on_student", "norm_d",
-    "norm_g", "seconds", "peak_gib",
+    "stage", "phase", "iteration", "loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_pairs",
+    "norm_d", "norm_g", "seconds", "peak_gib",
 )  # fmt: skip
 
 
 class Curves:
     """Writes what each iteration measured; used by the first process alone.
 
-    loss_g is the student's loss of any kind; d_on_*: share of clips that D judges rightly.
+    loss_g is the student's loss of any kind; d_on_*: share of clips that D judges rightly;
+    d_pairs: share of pairs from one x_t in which it finds the teacher's more the teacher's.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:

@@ -24,7 +24,7 @@ from . import distil_files
 CPU = torch.device("cpu")
 FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
 GOLDEN = Path(__file__).parent / "golden" / "distillation_curve.json"
-EXACT = ("loss_d", "loss_g", "d_on_teacher", "d_on_student", "norm_d", "norm_g")
+EXACT = ("loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_pairs", "norm_d", "norm_g")
 
 
 @pytest.fixture(scope="module")
