@@ -14,7 +14,7 @@ from ..motion_module.files import atomic_path
 from .run_folder import Place
 
 COLUMNS = (
-    "stage", "phase", "iteration", "loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_pairs",
+    "stage", "phase", "iteration", "loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_gap",
     "norm_d", "norm_g", "seconds", "peak_gib",
 )  # fmt: skip
 
@@ -22,8 +22,10 @@ COLUMNS = (
 class Curves:
     """Writes what each iteration measured; used by the first process alone.
 
-    loss_g is the student's loss of any kind; d_on_*: share of clips that D judges rightly;
-    d_pairs: share of pairs from one x_t in which it finds the teacher's more the teacher's.
+    loss_g is the student's loss of any kind; d_on_*: share of clips that D judges rightly; d_gap:
+    how much higher its logit is where the teacher lands than where the student does from the same
+    x_t. Clips differ far more from each other than a student from its teacher, so d_gap shows that
+    D learns long before d_on_* leave a half.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:

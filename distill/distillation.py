@@ -298,5 +298,5 @@ def _with_checkpoint(error: CollapsedError, folder: RunFolder) -> CollapsedError
 
 
 def _shown(figures: dict[str, float]) -> dict[str, str]:
-    names = ("loss_g", "loss_d", "d_pairs")
+    names = ("loss_g", "loss_d", "d_gap")
     return {name: f"{figures[name]:.3g}" for name in names if name in figures}

@@ -20,15 +20,6 @@ def discriminator(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
     return functional.softplus(-teacher).mean() + functional.softplus(student).mean()
 
 
-def pairs_told(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Return the share of pairs from one x_t in which the teacher's logit is the larger.
-
-    What the student is moved by: it shows whether D learns long before D is right on a clip alone,
-    as clips differ far more from each other than a student from its teacher. A tie counts half.
-    """
-    return (0.5 + 0.5 * (teacher_logits - student_logits).sign()).mean()
-
-
 def generator(student_logits: Tensor) -> Tensor:
     """Return L_G = -log sigmoid(student), non-saturating, the clips' mean."""
     return functional.softplus(-student_logits.float()).mean()

@@ -107,7 +107,7 @@ def discriminator_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Figure
     figures = {
         "d_on_teacher": (on_teacher > 0).float().mean().item(),
         "d_on_student": (on_student < 0).float().mean().item(),
-        "d_pairs": losses.pairs_told(on_teacher, on_student).item(),
+        "d_gap": (on_teacher - on_student).float().mean().item(),
     }
     return losses.discriminator(on_teacher, on_student), figures
 
