@@ -4,9 +4,9 @@
     python benchmarks/miniature_ablation.py        # resumable; --arm and --seed pick, --no-table
 
 Every arm changes one thing of `adversarial`: the last stage of the config `miniature`, shorter, and
-always with the 2-step teacher. `without_ema` needs no training of its own. Two seeds an arm: what
-lies within the seeds' own spread is no difference. Writes benchmarks/results/miniature_ablation.csv
-and .md.
+always with the 2-step teacher. `still` holds the student where it starts, to see what D learns by
+itself; `without_ema` needs no training of its own. Two seeds an arm: what lies within the seeds'
+own spread is no difference. Writes benchmarks/results/miniature_ablation.csv and .md.
 """
 
 import argparse
@@ -30,7 +30,8 @@ BASES = ("plain", "toon", "neon")  # two seen, one not
 START = Path("runs/distill_mse/students/2step.safetensors")
 FIGURES = ("frechet", "strict", "motion", "jerk", "chroma")
 REFERENCE = "adversarial"
-COLUMNS = ("arm", "seed", "base", "n", *FIGURES)
+COLUMNS = ("arm", "seed", "base", "n", *FIGURES, "d_gap", "d_gap_error")
+LAST = 40  # updates whose mean d_gap is told
 
 
 def adversarial(stage):
@@ -39,6 +40,16 @@ def adversarial(stage):
         p.model_copy(update={"iterations": n, "teacher_steps": None})
         for p, n in zip(stage.phases, ITERATIONS, strict=True)
     ]
+    return stage.model_copy(update={"phases": tuple(phases)})
+
+
+def still(stage):
+    phases = (
+        p.model_copy(
+            update={"learning_rate": 1e-12, "discriminator_learning_rate": p.rate_of_discriminator}
+        )
+        for p in stage.phases
+    )
     return stage.model_copy(update={"phases": tuple(phases)})
 
 
@@ -64,6 +75,7 @@ def mse(stage):
 ARMS = {
     REFERENCE: lambda stage: stage, "two_discriminator_updates": two_discriminator_updates,
     "conditional_only": conditional_only, "without_renoise": without_renoise, "mse": mse,
+    "still": still,
 }  # fmt: skip
 FREE = {"without_ema": REFERENCE}  # arms that are another look at a trained one
 
@@ -114,7 +126,17 @@ def measure(run, base, options, scenes):
     means = {f: found[f].mean() for f in FIGURES if f != "frechet"}
     figures = {"frechet": claims.distance(found, teacher)} | means
     line = {"arm": run.arm, "seed": run.seed, "base": base, "n": options.n}
-    return line | {f: f"{figures[f]:.4g}" for f in FIGURES}
+    return line | {f: f"{figures[f]:.4g}" for f in FIGURES} | discriminator_of(run)
+
+
+def discriminator_of(run):
+    """Return how far apart D's logits lay in the last updates, and that mean's standard error."""
+    with (run.folder / "curves.csv").open(newline="") as source:
+        gaps = [float(row["d_gap"]) for row in csv.DictReader(source) if row["d_gap"]][-LAST:]
+    if not gaps:
+        return {"d_gap": "", "d_gap_error": ""}
+    error = np.std(gaps, ddof=1) / len(gaps) ** 0.5
+    return {"d_gap": f"{np.mean(gaps):.2g}", "d_gap_error": f"{error:.1g}"}
 
 
 def differences(rows):

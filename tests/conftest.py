@@ -24,8 +24,10 @@ from . import thin_files
 PACK = Path(__file__).resolve().parents[1]
 PACK_NAME = "ComfyUI-AnimateDiff-Lightning"
 
-# thin models gain nothing from more threads, and lose tenfold where the cores are shared
+# thin models gain nothing from more threads, and lose tenfold where the cores are shared; so do the
+# hosts and servers that are started from here, two test files at a time
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
