@@ -1,7 +1,7 @@
 """Seams of long clips: how much more a clip jumps where windows begin and end than elsewhere.
 
-    PYTHON benchmarks/seams.py [--base BASE --motion-module FILE] [--frames 64] [--overlap 4]
-        [--noise constant] [--seeds 8] [--out OUT.csv]
+    PYTHON benchmarks/seams.py [--base BASE --motion-module FILE] [--prompt TEXT] [--frames 64]
+        [--overlap 4] [--noise constant] [--seeds 8] [--out OUT.csv]
 
 Headless, with the package installed; without files it makes the small random models. A window
 border lies between two frames that not the same windows hold. The seam of a clip is the mean of
