@@ -356,6 +356,8 @@ def test_ctrl_c_leaves_no_file(tmp_path, models):  # noqa: ARG001 - made beforeh
         [*PROGRAM, "generate", "--prompt", "a fish", "--steps", "1000", "--frames", "16",
          "--out", str(tmp_path / "clip.mp4")],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        # a shell's background jobs ignore Ctrl-C, and so would what they start
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stderr.readline().startswith("note: ")
     time.sleep(2)  # into the thousand steps
