@@ -21,7 +21,6 @@ from animatediff_lightning.distill import distillation, train_config
 from animatediff_lightning.distill.base_models import quiet_libraries
 from animatediff_lightning.distill.devices import my_device
 from animatediff_lightning.distill.miniature import metrics, shipped
-from animatediff_lightning.distill.miniature.evaluate import show
 from animatediff_lightning.distill.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
@@ -34,6 +33,12 @@ COLUMNS = ("arm", "seed", "base", "n", *FIGURES, "d_gap", "d_gap_error")
 LAST = 40  # updates whose mean d_gap is told
 
 
+def each_phase(stage, **changes):
+    """Return a stage with the same changes to each of its phases."""
+    phases = tuple(p.model_copy(update=changes) for p in stage.phases)
+    return stage.model_copy(update={"phases": phases})
+
+
 def adversarial(stage):
     """Return the stage shortened, and taught by the same teacher throughout."""
     phases = [
@@ -43,29 +48,13 @@ def adversarial(stage):
     return stage.model_copy(update={"phases": tuple(phases)})
 
 
-def still(stage):
-    phases = (
-        p.model_copy(
-            update={"learning_rate": 1e-12, "discriminator_learning_rate": p.rate_of_discriminator}
-        )
-        for p in stage.phases
-    )
-    return stage.model_copy(update={"phases": tuple(phases)})
-
-
-def two_discriminator_updates(stage):
-    phases = (p.model_copy(update={"discriminator_steps": 2}) for p in stage.phases)
-    return stage.model_copy(update={"phases": tuple(phases)})
-
-
 def conditional_only(stage):
     phase = stage.phases[0].model_copy(update={"iterations": sum(ITERATIONS)})
     return stage.model_copy(update={"phases": (phase,)})
 
 
 def without_renoise(stage):
-    phases = (p.model_copy(update={"renoise_weights": ()}) for p in stage.phases)
-    return stage.model_copy(update={"phases": tuple(phases), "renoise": ()})
+    return each_phase(stage, renoise_weights=()).model_copy(update={"renoise": ()})
 
 
 def mse(stage):
@@ -73,10 +62,13 @@ def mse(stage):
 
 
 ARMS = {
-    REFERENCE: lambda stage: stage, "two_discriminator_updates": two_discriminator_updates,
-    "conditional_only": conditional_only, "without_renoise": without_renoise, "mse": mse,
-    "still": still,
-}  # fmt: skip
+    REFERENCE: lambda stage: stage,
+    "two_discriminator_updates": lambda stage: each_phase(stage, discriminator_steps=2),
+    "conditional_only": conditional_only,
+    "without_renoise": without_renoise,
+    "mse": mse,
+    "still": lambda stage: each_phase(stage, learning_rate=1e-12),
+}
 FREE = {"without_ema": REFERENCE}  # arms that are another look at a trained one
 
 
@@ -114,10 +106,10 @@ class Run:
         return checkpoint.save(module, file, metadata={"steps": stage.student_steps})
 
 
-def measure(run, base, options, scenes):
+def measure(run, student, base, options, scenes):
     """Return a line of the table: one run's student at one step on one base."""
     cells = [
-        claims.Cell(f"{run.arm}-{run.seed}", run.student(), base, "euler", 1, 1.0),
+        claims.Cell(f"{run.arm}-{run.seed}", student, base, "euler", 1, 1.0),
         claims.Cell(
             "teacher", shipped.motion_module(), base, "euler", claims.TEACHER_STEPS, claims.CFG
         ),
@@ -176,18 +168,14 @@ def main():
     options = parser.parse_args()
     quiet_libraries()
     scenes = metrics.held_out_scenes(options.n)
-    rows = [
-        measure(Run(arm, seed, options.out, options.start), base, options, scenes)
-        for arm in options.arm or (*ARMS, *FREE)
-        for seed in options.seed or (0, 1)
-        for base in BASES
-    ]
+    rows = []
+    for arm in options.arm or (*ARMS, *FREE):
+        for seed in options.seed or (0, 1):
+            run = Run(arm, seed, options.out, options.start)
+            student = run.student()
+            rows += [measure(run, student, base, options, scenes) for base in BASES]
     if options.no_table:
         return
-    with (claims.RESULTS / "miniature_ablation.csv").open("w", newline="") as target:
-        writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
     text = [
         "# The open choices on the miniature's last stage",
         "",
@@ -197,13 +185,8 @@ def main():
         "",
         *differences(rows),
         "",
-        "## Figures",
-        "",
-        show(rows),
-        "",
-    ]  # fmt: skip
-    (claims.RESULTS / "miniature_ablation.md").write_text("\n".join(text))
-    print("\n".join(text))
+    ]
+    claims.write("miniature_ablation", COLUMNS, rows, text)
 
 
 if __name__ == "__main__":

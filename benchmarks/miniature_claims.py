@@ -187,6 +187,17 @@ def claims(measured, ours):
     return lines
 
 
+def write(name, columns, rows, text):
+    """Write a table as CSV, and as the lines of a Markdown file; print the latter."""
+    with (RESULTS / f"{name}.csv").open("w", newline="") as target:
+        writer = csv.DictWriter(target, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = "\n".join([*text, "## Figures", "", show(rows), ""])
+    (RESULTS / f"{name}.md").write_text(lines)
+    print(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", action="append", help="only these bases")
@@ -217,10 +228,6 @@ def main():
                 rows.append(row(cell, scores, teacher, floors))
     if options.no_table:
         return
-    with (RESULTS / "miniature_claims.csv").open("w", newline="") as target:
-        writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
     trained = {method for _, method, _ in measured}
     missing = [m for m in METHODS if m not in trained]
     text = [
@@ -239,13 +246,8 @@ def main():
             if ours in trained
             for line in (f"## {ours} against the others", "", *claims(measured, ours), "")
         ),
-        "## Figures",
-        "",
-        show(rows),
-        "",
     ]
-    (RESULTS / "miniature_claims.md").write_text("\n".join(text))
-    print("\n".join(text))
+    write("miniature_claims", COLUMNS, rows, text)
 
 
 if __name__ == "__main__":

@@ -346,7 +346,7 @@ def test_the_curve_is_the_committed_one(clips, tmp_path):
         {
             name: float(value)
             for name, value in zip(EXACT, row[3:], strict=True)
-            if value and name != "d_gap"
+            if value and name != "d_gap"  # two close logits' difference: too fine for rel below
         }
         for row in curves(tmp_path / "out")[:20]
     ]

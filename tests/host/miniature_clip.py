@@ -45,30 +45,24 @@ def main(comfyui, unet_file, text_file, weights, out):
     host.start(comfyui)
     nodes = host.our_nodes()
     host.add_model_folder(weights)
-    import comfy.sample
     import comfy.samplers
     import comfy.utils
     import safetensors.torch
     import torch
 
     base = miniature(unet_file)
-    text = [[comfy.utils.load_torch_file(text_file)["text"], {}]]
+    text = comfy.utils.load_torch_file(text_file)["text"]
     module, steps = nodes["ADL_LoadMotionModule"].execute(STUDENT).result
     assert steps == 4, steps
     (model,) = nodes["ADL_ApplyMotionModule"].execute(base, module).result
     sigmas = host.submodule("samplers.schedule").sigmas(4)
 
-    def run(patcher, sigmas):
-        guider = comfy.samplers.CFGGuider(patcher)
-        guider.set_conds(text, text)
-        guider.set_cfg(1.0)
-        latent = torch.zeros(FRAMES, CHANNELS, SIZE, SIZE)
-        noise = comfy.sample.prepare_noise(latent, 0)
-        euler = comfy.samplers.sampler_object("euler")
-        return guider.sample(noise, latent, euler, sigmas, disable_pbar=True, seed=0)
-
     core = comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "simple", 4)
-    safetensors.torch.save_file({"motion": run(model, sigmas), "still": run(base, core)}, out)
+    wanted = {"start": torch.zeros(FRAMES, CHANNELS, SIZE, SIZE), "positive": text}
+    clips = {
+        "motion": host.sample(model, sigmas, **wanted), "still": host.sample(base, core, **wanted)
+    }  # fmt: skip
+    safetensors.torch.save_file(clips, out)
 
 
 if __name__ == "__main__":
