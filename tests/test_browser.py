@@ -7,11 +7,13 @@ import json
 import os
 import re
 import shutil
+import urllib.parse
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from . import thin_files
 from .conftest import HOSTS
 
 sync_api = pytest.importorskip(
@@ -82,6 +84,22 @@ SELECT_NEW_NODE = """async (kind) => {
 # the name of the file that Save Video has saved; the preview of a source video is none
 SAVED = """() => app.graph.nodes.filter(node => node.type === 'SaveVideo')
   .flatMap(node => app.nodeOutputs[node.id]?.images ?? [])[0]?.filename"""
+# where a widget of the newest node lies on the screen
+WIDGET = """name => {
+  const node = app.graph.nodes.at(-1);
+  const widget = node.widgets.find(widget => widget.name === name);
+  const {scale, offset} = app.canvas.ds;
+  const box = app.canvas.canvas.getBoundingClientRect();
+  const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];
+  return [box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale];
+}"""
+DROP_FILE = """([[clientX, clientY], name, bytes]) => {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([new Uint8Array(bytes)], name, {type: 'video/mp4'}));
+  const options = {bubbles: true, cancelable: true, dataTransfer, clientX, clientY};
+  for (const kind of ['dragenter', 'dragover', 'drop'])
+    document.querySelector('#graph-canvas').dispatchEvent(new DragEvent(kind, options));
+}"""
 OPENED = "app.extensionManager.workflow.activeWorkflow?.path"
 
 
@@ -287,3 +305,27 @@ def test_what_is_missing_is_named_and_offered(frontend):
     ours = DOCS[0].stem
     frontend.page.evaluate(DROP, [path.name, path.read_text().replace(ours, "ADL_Absent")])
     frontend.dialog.get_by_text("ADL_Absent").first.wait_for()
+
+
+def test_load_video_takes_an_upload_by_its_button_and_by_a_drop(frontend, tmp_path):
+    page, file = frontend.page, tmp_path / "by button é.mp4"
+    thin_files.write_source_video(file)
+    page.evaluate(SELECT_NEW_NODE, "ADL_LoadVideo")
+    with page.expect_file_chooser() as chooser:
+        page.mouse.click(*page.evaluate(WIDGET, "upload"))
+    chooser.value.set_files(file)
+    uploaded_as(frontend, file.name, file.read_bytes())
+    place, content = page.evaluate(WIDGET, "video"), list(file.read_bytes())
+    page.evaluate(DROP_FILE, [place, "by drop.mp4", content])
+    uploaded_as(frontend, "by drop.mp4", file.read_bytes())
+    frontend.photograph("uploads")
+
+
+def uploaded_as(frontend, name: str, content: bytes):
+    """Wait until the node has chosen the file, and ask the server for it."""
+    chosen = "name => app.graph.nodes.at(-1).widgets.find(w => w.name === 'video').value === name"
+    frontend.page.wait_for_function(chosen, arg=name)
+    [node] = frontend.api().values()
+    assert node["inputs"]["video"] == name
+    query = urllib.parse.urlencode({"filename": name, "type": "input"})
+    assert frontend.server.get(f"/view?{query}") == content
