@@ -19,8 +19,6 @@ def main(comfyui, checkpoint, motion_folder, out):
     host.start(comfyui)
     nodes = host.our_nodes()
     host.add_model_folder(motion_folder)
-    import comfy.sample
-    import comfy.samplers
     import comfy.sd
     import safetensors.torch
     import torch
@@ -41,21 +39,12 @@ def main(comfyui, checkpoint, motion_folder, out):
     def start_from_x(executor, _noise, *args, **kwargs):
         return executor(x, *args, **kwargs)
 
-    def run(patcher):
-        guider = comfy.samplers.CFGGuider(patcher)
-        guider.set_conds(text, text)
-        guider.set_cfg(1.0)
-        latent = torch.zeros(FRAMES, 4, SIZE, SIZE)
-        noise = comfy.sample.prepare_noise(latent, 0)
-        return guider.sample(
-            noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0
-        )
-
-    latents = run(model)
+    wanted = {"frames": FRAMES, "size": SIZE, "positive": text[0][0]}
+    latents = host.sample(model, sigmas, **wanted)
     clone = model.clone()
     clone.add_wrapper_with_key("outer_sample", "start_from_x", start_from_x)
     hook = unet.register_forward_hook(once)
-    run(clone)
+    host.sample(clone, sigmas, **wanted)
     hook.remove()
     safetensors.torch.save_file(
         {"x": x, "eps": eps[0].float().contiguous(), "text": text[0][0].float().contiguous(),
