@@ -15,7 +15,7 @@ APART = "views, both attentions, no overlap"
 RUN = "views, latents, no overlap"
 AS_CONTEXT = "ADE's views-only context : ours"
 PLAIN = "ADE's views-only context : no windows"
-DIFFERENT = (BOTH, AS_CONTEXT)
+DIFFERENT = (BOTH, PLAIN)
 RAISES = "ADE raises"
 
 
@@ -116,7 +116,7 @@ def compare_runs(base, makers, nodes):
     """Return rows of the latents of one step, both packs' own nodes in a whole graph.
 
     ADE's View Options need a context; one that spans the clip, with use_on_equal_length, makes them
-    our `features`. Its views-only context is compared with ours and with no windows at all.
+    our `features`. Its views-only context gives the same, and no windows at all something else.
     """
     import contenders
     import host

@@ -80,9 +80,10 @@ def no_sync(module: nn.Module) -> contextlib.AbstractContextManager:
 
 def mean(values: Iterable[float], device: torch.device) -> list[float]:
     """Return the processes' means of some figures."""
+    if world_size() == 1:
+        return list(values)
     shared = torch.tensor(list(values), dtype=torch.float64, device=device)
-    if world_size() > 1:
-        distributed.all_reduce(shared)
+    distributed.all_reduce(shared)
     return (shared / world_size()).tolist()
 
 

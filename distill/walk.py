@@ -82,5 +82,6 @@ def renoise(x: Tensor, t: Tensor, t_star: Sequence[int | None], noise: Tensor) -
     target = torch.maximum(t, wanted)
     shape = (-1,) + (1,) * (x.ndim - 1)
     kept = (schedule.alpha_bar(target) / schedule.alpha_bar(t)).reshape(shape)  # of the variance
-    noised = kept.sqrt().to(x.dtype) * x + (1 - kept).sqrt().to(x.dtype) * noise
+    signal, sigma = kept.sqrt().to(x.dtype), (1 - kept).sqrt().to(x.dtype)
+    noised = signal.to(x.device) * x + sigma.to(x.device) * noise
     return torch.where((target > t).reshape(shape), noised, x), target

@@ -90,7 +90,8 @@ class TemporalAttention(nn.Module):
         for window, weight in zip(windows.indices, windows.weights, strict=True):
             q, k, v = (self.heads(y[:, window] + p) for y, p in projections)
             out = attend(q, k, v, scale).transpose(1, 2).flatten(2)  # (b h w) length c
-            fused.index_add_(1, window, out * weight[:, None])
+            # a host may hand in float32 weights with half features
+            fused.index_add_(1, window, (out * weight[:, None]).to(fused))
         return self.to_out[0](fused)  # (b h w) f c
 
     def heads(self, x: Tensor) -> Tensor:

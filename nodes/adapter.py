@@ -5,7 +5,9 @@ and go by the host's injections; run state is set by its wrappers and cleared af
 """
 
 import logging
+import os
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,9 +64,12 @@ def input_videos() -> list[str]:
 
 
 def input_file(name: str) -> Path:
-    """Return the path of a file in the host's input folder; raises ValueError for any other."""
-    folder = Path(folder_paths.get_input_directory()).resolve()
-    path = Path(folder_paths.get_annotated_filepath(name)).resolve()
+    """Return the path of a file in the host's input folder; raises ValueError for any other.
+
+    A link that somebody put into that folder counts as being there, as for the host itself.
+    """
+    folder = os.path.abspath(folder_paths.get_input_directory())
+    path = Path(os.path.abspath(folder_paths.get_annotated_filepath(name)))
     if not path.is_relative_to(folder):
         raise ValueError(
             f"{name} is outside ComfyUI's input folder; upload it with the node's button."
@@ -160,8 +165,7 @@ def add_motion_lora(
     config = motion_module.file.config
     pairs = motion_lora.weight_patches(lora, config)
     beyond = lora.beyond(config)
-    if beyond:
-        warn(checks.lora_beyond(name, len(beyond), len(pairs)))
+    tell([checks.lora_beyond(name, len(beyond), len(pairs))] if beyond else [])
     if strength == 0:
         return motion_module
     return WithMotionLora(
@@ -218,8 +222,8 @@ def apply_motion_module(
     unet = model.get_model_object("diffusion_model")
     layout.check_fit(motion_module.file.config, layout.sites(unet))
     context_dim = model.model.model_config.unet_config.get("context_dim")
-    if context_dim != checks.SD15_CONTEXT_DIM:
-        warn(checks.other_base(context_dim))
+    zsnr = getattr(model.get_model_object("model_sampling"), "zsnr", False)
+    tell(checks.base_warnings(context_dim, zsnr))
 
     base_sigmas = sampling_sigmas(model)
     model = model.clone()
@@ -284,8 +288,6 @@ def animatediff_sampling(model: ModelPatcher) -> torch.nn.Module:
             "this base model is not sampled like SD1.5 (discrete steps, eps or v prediction); "
             "load an SD1.5 checkpoint."
         )
-    if getattr(current, "zsnr", False):
-        warn(checks.ZSNR_BASE)
     settings = {
         "beta_schedule": "sqrt_linear",
         "linear_start": schedule.BETA_START,
@@ -300,24 +302,47 @@ def animatediff_sampling(model: ModelPatcher) -> torch.nn.Module:
 
 
 def sampling_sigmas(model: ModelPatcher) -> torch.Tensor:
-    """Return the sigma of every training timestep of a MODEL, shape (1000,), increasing."""
+    """Return the sigma of every training timestep of a MODEL, shape (timesteps,), increasing."""
     return model.get_model_object("model_sampling").sigmas
 
 
 def strongest_cfg(guider: object) -> float:
-    """Return the largest guidance scale of a guider; DualCFGGuider has two, and an idle `cfg`."""
-    return max(getattr(guider, name, 1.0) for name in ("cfg", "cfg1", "cfg2"))
+    """Return the largest guidance scale of a guider, 1 where it tells none.
+
+    DualCFGGuider has two, and an idle `cfg`; the guiders of some packs have one for each step.
+    """
+    scales = []
+    for name in ("cfg", "cfg1", "cfg2"):
+        told = getattr(guider, name, 1.0)
+        scales += told if isinstance(told, list | tuple) else [told]
+    return max((float(s) for s in scales if isinstance(s, int | float)), default=1.0)
 
 
-def warn(sentence: str) -> None:
-    """Tell the user: in the log, and on the running node where a server is listening."""
-    logging.warning("[AnimateDiff-Lightning] %s", sentence)
-    context = get_executing_context()
-    if context is not None:
-        from server import PromptServer  # the headless host has no server to import
+_told: dict[str, tuple[str, list[str]]] = {}  # by node: the prompt that ran, what it was told
 
-        if getattr(PromptServer, "instance", None) is not None:
-            PromptServer.instance.send_progress_text(sentence, context.node_id)
+
+def tell(sentences: Iterable[str]) -> None:
+    """Tell the user: in the log, and on the running node where a server is listening.
+
+    What the node was told in an earlier prompt goes, also when there is nothing to tell now.
+    """
+    sentences = list(sentences)
+    for sentence in sentences:
+        logging.warning("[AnimateDiff-Lightning] %s", sentence)
+    running = get_executing_context()
+    if running is None:
+        return
+    from server import PromptServer  # the headless host has no server to import
+
+    if getattr(PromptServer, "instance", None) is None:
+        return
+    prompt, before = _told.pop(running.node_id, ("", []))
+    kept = before if prompt == running.prompt_id else []  # a node may run several times in one
+    shown = list(dict.fromkeys(kept + sentences))
+    if shown:
+        _told[running.node_id] = running.prompt_id, shown
+    if shown or before:  # one text replaces the other; the frontend ignores an empty one
+        PromptServer.instance.send_progress_text(" ".join(shown) or " ", running.node_id)
 
 
 def _injection(applied: AppliedMotion, motion_module: torch.nn.Module) -> PatcherInjection:
@@ -347,12 +372,13 @@ def _outer_sample(applied: AppliedMotion):
         longest = None if applied.sliding is not None else config.max_frames
         checks.check_latent(noise.shape, longest)
         checks.check_schedule(sampling_sigmas(guider.model_patcher), sigmas, applied.base_sigmas)
-        for sentence in checks.warnings(
-            noise.shape[0], strongest_cfg(guider), sigmas, applied.file.steps
-        ):
-            warn(sentence)
-        for sentence in checks.text_warnings(_prompt_lengths(guider), noise.shape[0]):
-            warn(sentence)
+        frames = noise.shape[0]
+        tell(
+            [
+                *checks.warnings(frames, strongest_cfg(guider), sigmas, applied.file.steps),
+                *checks.text_warnings(_prompt_lengths(guider), frames),
+            ]
+        )
         try:
             callback = preview.with_contact_sheet(callback)
             return executor(
@@ -360,9 +386,6 @@ def _outer_sample(applied: AppliedMotion):
             )
         finally:
             run.num_frames = run.windows = None  # hooks that outlive the run then do nothing
-            handler = guider.model_options.get("context_handler")
-            if isinstance(handler, LatentWindows):
-                handler.end_run()
 
     return check_and_sample
 

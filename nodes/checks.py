@@ -10,18 +10,22 @@ SD15_CONTEXT_DIM = 768
 _ON_GRID = 1e-5  # neighbouring training sigmas differ by 1e-3 or more
 _NEAR_GRID = 0.01  # the core's schedulers simple and sgm_uniform are off by up to a timestep
 
-ZSNR_BASE = (
-    "this base model was set to zero terminal SNR, which AnimateDiff was not trained with; "
-    "its schedule has been replaced, so expect washed-out contrast."
-)
 
+def base_warnings(context_dim: int | None, zsnr: bool) -> Iterator[str]:
+    """Yield what is unlikely to be wanted of a base model that has SD1.5's shape.
 
-def other_base(context_dim: int | None) -> str:
-    """Return the warning for a base model that has SD1.5's shape but another text encoder."""
-    return (
-        f"this base model reads text of width {context_dim}, not SD1.5's {SD15_CONTEXT_DIM}; "
-        "the motion module was trained for SD1.5, so expect poor motion."
-    )
+    context_dim: the width of the text that it reads; zsnr: it was set to zero terminal SNR.
+    """
+    if context_dim != SD15_CONTEXT_DIM:
+        yield (
+            f"this base model reads text of width {context_dim}, not SD1.5's {SD15_CONTEXT_DIM}; "
+            "the motion module was trained for SD1.5, so expect poor motion."
+        )
+    if zsnr:
+        yield (
+            "this base model was set to zero terminal SNR, which AnimateDiff was not trained with; "
+            "its schedule has been replaced, so expect washed-out contrast."
+        )
 
 
 def lora_beyond(name: str, left_out: int, used: int) -> str:
@@ -65,7 +69,7 @@ def check_schedule(
     sampled and of the one that came into Apply; `sigmas` are the run's own.
     """
     trained = _trained_sigmas()
-    model_sigmas = model_sigmas.double().cpu()
+    model_sigmas = _float64(model_sigmas)
     if model_sigmas.shape != trained.shape or not torch.allclose(model_sigmas, trained, rtol=1e-4):
         cause = "zero terminal SNR" if model_sigmas.max() > 1000 else "another noise schedule"
         raise ValueError(
@@ -150,8 +154,12 @@ def _distilled_at(sigmas: torch.Tensor, trained_steps: int) -> bool:
     return any(_on_grid(sigmas, schedule.sigmas(n)[:-1], _NEAR_GRID) for n in counts)
 
 
+def _float64(x: torch.Tensor) -> torch.Tensor:
+    return x.cpu().double()  # in this order: Apple's GPUs have no float64
+
+
 def _on_grid(sigmas: torch.Tensor, grid: torch.Tensor, tolerance: float = _ON_GRID) -> bool:
-    sigmas, grid = sigmas.double().cpu(), grid.double().cpu()
+    sigmas, grid = _float64(sigmas), _float64(grid)
     sigmas = sigmas[sigmas > 0]
     distance = (sigmas[:, None] / grid[None, :] - 1).abs().amin(dim=1)
     return bool((distance < tolerance).all())

@@ -6,6 +6,7 @@ from ..samplers import context
 from .windows import SlidingContext as SlidingContextValue
 
 ContextType = io.Custom("ADL_CONTEXT")
+MAX_PIXELS = 2**24
 
 
 class SlidingContext(io.ComfyNode):
@@ -131,13 +132,22 @@ class PlotContext(io.ComfyNode):
 
 
 def plot(options: context.ContextOptions, num_frames: int, steps: int):
-    """Return the picture of the windows, (height, width, 3) in 0 to 1: steps below each other."""
+    """Return the picture of the windows, (height, width, 3) in 0 to 1: steps below each other.
+
+    Raises ValueError where it would have more than MAX_PIXELS.
+    """
     import torch
 
-    cell, gap = max(2, 1024 // num_frames), 8
+    cell, gap = max(1, 1024 // num_frames), 8
+    plans = [context.plan(num_frames, options, step) for step in range(steps)]
+    height = sum(len(plan) * cell + gap for plan in plans)
+    if height * num_frames * cell > MAX_PIXELS:
+        raise ValueError(
+            f"a picture of {num_frames * cell} x {height} pixels is too large to look at; "
+            "lower num_frames or steps."
+        )
     bands = []
-    for step in range(steps):
-        plan = context.plan(num_frames, options, step)
+    for step, plan in enumerate(plans):
         rows = torch.zeros(len(plan), num_frames)
         rows.scatter_(1, plan.indices, plan.weights.float())
         colour = torch.tensor([0.35, 0.75, 1.0] if step % 2 else [1.0, 0.7, 0.3])

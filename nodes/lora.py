@@ -49,7 +49,9 @@ class LoadMotionLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, motion_lora: str, **_others) -> tuple[str, float]:
+    def fingerprint_inputs(cls, motion_lora: str | None = None, **_others) -> tuple | None:
+        if motion_lora is None:  # comes from a link, whose own changes the host sees
+            return None
         path = adapter.model_path(adapter.LORAS_FOLDER, motion_lora)
         return motion_lora, path.stat().st_mtime
 

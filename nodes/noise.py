@@ -56,7 +56,8 @@ class VideoNoise(io.ComfyNode):
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
                     tooltip="Another number, another clip. The first window of frames starts from "
-                    "the same noise as with Random Noise and this seed.",
+                    "the same noise as with Random Noise and this seed; with constant, the first "
+                    "frame does.",
                 ),
                 io.Combo.Input(
                     "mode",

@@ -20,8 +20,8 @@ class LightningScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The MODEL from Apply Motion Module, so that the noise levels are "
-                    "checked against what will be sampled.",
+                    tooltip="The MODEL from Apply Motion Module: its motion module tells which "
+                    "number of steps it wants.",
                 ),
                 io.Int.Input(
                     "steps",
@@ -56,6 +56,5 @@ class LightningScheduler(io.ComfyNode):
                 "this MODEL has no motion module; connect the MODEL of Apply Motion Module."
             )
         warning = checks.check_steps(steps, applied.file.steps)
-        if warning:
-            adapter.warn(warning)
+        adapter.tell([warning] if warning else [])
         return io.NodeOutput(schedule.sigmas(steps, start_step))

@@ -1,7 +1,7 @@
-"""Windows around the model: a context handler for the host, which slices everything per frame.
+"""Windows around the model: a context handler for the host, which slices what is per frame.
 
 Knows the host's shapes (conditionings, controls) but imports nothing of it; the adapter hands in
-what it needs. A handler object lives for one Apply, its slices for one run.
+what it needs. A handler object lives for one Apply, its slices for one model call.
 """
 
 import copy
@@ -54,8 +54,7 @@ class LatentWindows:
     on_length: Callable[[int | None], None]
     fits: Callable[[list[int], object], bool]
     check_cancelled: Callable[[], None]
-    _plan: context.ContextWindows | None = None  # whose hints _controls holds
-    _controls: dict[tuple, object] = field(default_factory=dict)
+    _controls: dict[int, object] = field(default_factory=dict)
     _links: list[tuple[object, object]] = field(default_factory=list)
 
     def should_use_context(self, model, conds, x_in, timestep, model_options) -> bool:  # noqa: ARG002
@@ -67,10 +66,7 @@ class LatentWindows:
         shared = model_options["transformer_options"]
         step = current_step(timestep, shared["sample_sigmas"])
         plan = context.plan(len(x_in), self.context.options, step)
-        length = plan.indices.shape[1]
-        if self._plan is None or not torch.equal(plan.indices, self._plan.indices):
-            self._controls.clear()  # or moving windows would pile up scaled hints
-        self._plan = plan
+        length, placed = plan.indices.shape[1], plan.to(x_in)
         fused = [torch.zeros_like(x_in) for _ in conds]
         self.on_length(length)
         try:
@@ -88,23 +84,18 @@ class LatentWindows:
                     [self._slice_conds(c, index, len(x_in)) for c in conds],
                     x_in[index], timestep[index], model_options,
                 )  # fmt: skip
-                weights = plan.weights[rows].to(x_in)[:, :, None, None, None]
+                weights = placed.weights[rows][:, :, None, None, None]
                 for total, prediction in zip(fused, predictions, strict=True):
                     windows = prediction.unflatten(0, (-1, length)) * weights
                     # one by one: windows of a call overlap
-                    for window, frames in zip(windows, plan.indices[rows], strict=True):
+                    for window, frames in zip(windows, placed.indices[rows], strict=True):
                         total[frames] += window
-                self._unlink()
+                self._let_go()
         finally:
             shared.pop("ad_params", None)
-            self._unlink()
+            self._let_go()
             self.on_length(None)
         return fused
-
-    def end_run(self) -> None:
-        """Let go of what was sliced for a run."""
-        self._plan = None
-        self._controls.clear()
 
     def _windows_a_call(self, model, conds, x_in) -> int:
         length = self.context.options.context_length
@@ -128,6 +119,8 @@ class LatentWindows:
     def _slice(self, key: str, value, index: torch.Tensor, num_frames: int):
         if key == "control":
             return self._slice_control(value, index)
+        if key == "mask" and len(value) > 1:
+            return value[tiled(index, len(value), num_frames).to(value.device)]
         if key == "model_conds":
             return {k: slice_model_cond(v, index, num_frames) for k, v in value.items()}
         return slice_frames(value, index, num_frames)
@@ -135,16 +128,15 @@ class LatentWindows:
     def _slice_control(self, control, index: torch.Tensor):
         """Return a shallow copy of a ControlNet, and of those before it, with the windows' hints.
 
-        One copy for all conditionings, or the host could not batch them; kept while the windows
-        stay, so that hints are scaled once.
+        One copy for all conditionings of a call, or the host could not batch them. It goes with
+        the call: the hints that it scales lie in the memory of the device.
         """
         if control is None:
             return None
         if hasattr(control, ADVANCED):
             self._link(control, index)
             return control
-        key = (id(control), tuple(index.tolist()))
-        if key not in self._controls:
+        if id(control) not in self._controls:
             sliced = copy.copy(control)
             hint = control.cond_hint_original
             if hint is not None and len(hint) > 1:
@@ -152,8 +144,8 @@ class LatentWindows:
             sliced.cond_hint = None
             if hasattr(sliced, "control_input"):  # T2I-Adapter's cache
                 sliced.control_input = None
-            self._controls[key] = sliced
-        sliced = self._controls[key]
+            self._controls[id(control)] = sliced
+        sliced = self._controls[id(control)]
         sliced.previous_controlnet = self._slice_control(control.previous_controlnet, index)
         return sliced
 
@@ -163,7 +155,8 @@ class LatentWindows:
             self._links.append((control, control.previous_controlnet))
             control.previous_controlnet = self._slice_control(control.previous_controlnet, index)
 
-    def _unlink(self) -> None:
+    def _let_go(self) -> None:
+        self._controls.clear()
         while self._links:
             control, previous = self._links.pop()
             control.previous_controlnet = previous
@@ -184,12 +177,16 @@ def slice_frames(value, index: torch.Tensor, num_frames: int):
 
 
 def slice_model_cond(value, index: torch.Tensor, num_frames: int):
-    """Return a host COND object for the frames of `index`.
-
-    A batch that is neither one nor all frames is repeated over the frames, as the host does.
-    """
+    """Return a host COND object for the frames of `index`; a batch of one is for all of them."""
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) == 1:
         return value
-    rows = index if len(tensor) >= num_frames else index % len(tensor)
-    return value._copy_with(tensor[rows.to(tensor.device)])
+    return value._copy_with(tensor[tiled(index, len(tensor), num_frames).to(tensor.device)])
+
+
+def tiled(index: torch.Tensor, count: int, num_frames: int) -> torch.Tensor:
+    """Return the rows of a batch of `count` that belong to frames, as the host deals them out.
+
+    More rows than the clip has frames: the first ones. Fewer: they start anew, in turn.
+    """
+    return index if count >= num_frames else index % count

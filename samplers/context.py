@@ -62,7 +62,8 @@ class ContextWindows:
 
     def to(self, x: torch.Tensor) -> "ContextWindows":
         """Return the windows on the device of x, with weights in its dtype."""
-        return ContextWindows(self.indices.to(x.device), self.weights.to(x))
+        weights = self.weights.to(x.dtype)  # before they move: Apple's GPUs have no float64
+        return ContextWindows(self.indices.to(x.device), weights.to(x.device))
 
 
 def windows(num_frames: int, options: ContextOptions, step: int = 0) -> list[Window]:

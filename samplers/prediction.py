@@ -17,7 +17,8 @@ def coefficients(
     """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar), broadcasting over `like`, in its dtype."""
     ab = alpha_bar(torch.as_tensor(timesteps, device=like.device))
     ab = ab.reshape(ab.shape + (1,) * (like.ndim - ab.ndim))
-    return ab.sqrt().to(like.dtype), (1 - ab).sqrt().to(like.dtype)
+    alpha, sigma = ab.sqrt().to(like.dtype), (1 - ab).sqrt().to(like.dtype)
+    return alpha.to(like.device), sigma.to(like.device)
 
 
 def forward(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:

@@ -26,10 +26,14 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 def alpha_bar(timesteps: torch.Tensor) -> torch.Tensor:
-    """Return alpha_bar at integer timesteps (any shape), float64; CLEAN (-1) gives exactly 1."""
+    """Return alpha_bar at integer timesteps (any shape), float64; CLEAN (-1) gives exactly 1.
+
+    On the device of the timesteps, but for Apple's GPUs, which have no float64: then on the CPU.
+    """
+    home = "cpu" if timesteps.device.type == "mps" else timesteps.device
     # 1 is appended at the end, so that index -1 is x0
-    table = torch.cat([_alphas_cumprod(), torch.ones(1, dtype=torch.float64)]).to(timesteps.device)
-    return table[timesteps.long()]
+    table = torch.cat([_alphas_cumprod(), torch.ones(1, dtype=torch.float64)]).to(home)
+    return table[timesteps.to(home).long()]
 
 
 def trailing_timesteps(num_steps: int) -> list[int]:

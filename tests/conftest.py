@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -150,6 +151,15 @@ def thin_checkpoint():
     return path
 
 
+def node_text(message: bytes) -> dict | None:
+    """Return what a binary message tells the user on a node, None where it is a picture."""
+    kind, length = struct.unpack(">II", message[:8])
+    if kind != 3:  # the host's BinaryEventTypes.TEXT
+        return None
+    node, text = message[8 : 8 + length].decode(), message[8 + length :].decode()
+    return {"type": "text", "data": {"node": node, "text": text}}
+
+
 class Server:
     """A ComfyUI server in a folder of its own, with this checkout linked in."""
 
@@ -204,9 +214,9 @@ class Server:
         messages = []
         while True:
             text = stream.recv()
-            if not isinstance(text, str):
+            message = json.loads(text) if isinstance(text, str) else node_text(text)
+            if message is None:
                 continue
-            message = json.loads(text)
             messages.append(message)
             if message["type"] == "progress" and on_progress is not None:
                 on_progress(message["data"])

@@ -308,7 +308,7 @@ def test_what_is_missing_is_named_and_offered(frontend):
 
 
 def test_load_video_takes_an_upload_by_its_button_and_by_a_drop(frontend, tmp_path):
-    page, file = frontend.page, tmp_path / "by button é.mp4"
+    page, file = frontend.page, tmp_path / "by button \u00e9.mp4"
     thin_files.write_source_video(file)
     page.evaluate(SELECT_NEW_NODE, "ADL_LoadVideo")
     with page.expect_file_chooser() as chooser:

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from animatediff_lightning.motion_module import files, keys
+from animatediff_lightning.motion_module import keys
 from animatediff_lightning.motion_module.checkpoint import CheckpointError, atomic_path, load, save
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
@@ -528,7 +528,3 @@ def test_the_reasons_for_a_refusal_reach_the_log(tmp_path):
     with pytest.raises(CheckpointError) as raised:
         load(path)
     assert isinstance(raised.value.__cause__.__cause__, safetensors.SafetensorError)
-
-
-def test_known_extensions_are_what_the_host_lists():
-    assert files.EXTENSIONS == (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin")

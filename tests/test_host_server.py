@@ -111,6 +111,30 @@ def test_plain_model_is_bit_equal_after_a_cancelled_run(server):
     np.testing.assert_array_equal(pixels(server, 6), before)
 
 
+def told(server, **changes) -> dict[str, list[str]]:
+    """Run the workflow and return what it told the user on each node."""
+    messages, _ = server.run(workflow(**changes))
+    assert messages[-1]["type"] == "execution_success", messages[-1]
+    texts = {}
+    for message in messages:
+        if message["type"] == "text":
+            texts.setdefault(message["data"]["node"], []).append(message["data"]["text"])
+    return texts
+
+
+def test_warnings_stand_on_their_node_until_their_cause_is_gone(server):
+    few = {"5__batch_size": 2, "5__width": 64}
+    graph = workflow(20, **few)
+    (sampler,) = (k for k, n in graph.items() if n["class_type"] == "SamplerCustomAdvanced")
+    (scheduler,) = (k for k, n in graph.items() if n["class_type"] == "ADL_LightningScheduler")
+    texts = told(server, seed=21, **few, **{f"{scheduler}__steps": 3})
+    assert set(texts) == {sampler, scheduler}
+    assert [t.count("distilled for 4 steps, not 3") for t in texts[scheduler]] == [1]
+    assert [t.count("these noise levels are others") for t in texts[sampler]] == [1]
+    assert told(server, seed=22, **few) == {sampler: [" "], scheduler: [" "]}
+    assert told(server, seed=23, **few) == {}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -50,6 +51,63 @@ def told():
         yield messages
     finally:
         logging.getLogger().removeHandler(handler)
+
+
+def outputs(node, *args):
+    """Run a core node of the old or the new node interface; returns all its outputs."""
+    if hasattr(node, "execute") and hasattr(node, "define_schema"):
+        return node.execute(*args).result
+    return getattr(node(), node.FUNCTION)(*args)
+
+
+def sample_with(guider, sigmas, frames=4, noise=None):
+    """Sample an empty latent with a guider of the core, from seed 0 unless `noise` is given."""
+    import comfy.sample
+    import comfy.samplers
+    import torch
+
+    latent = torch.zeros(frames, 4, 8, 8)
+    noise = comfy.sample.prepare_noise(latent, 0) if noise is None else noise
+    euler = comfy.samplers.sampler_object("euler")
+    return guider.sample(noise, latent, euler, sigmas, disable_pbar=True, seed=0)
+
+
+def window_by_window(windows, make, **kwargs):
+    """Return the mean over windows, each a list of frames, of what each gives by itself.
+
+    `make(window)` returns the MODEL, the sigmas and the settings of host.sample for a window.
+    """
+    import torch
+
+    frames = 1 + max(map(max, windows))
+    noise = torch.randn(frames, 4, 8, 8, generator=torch.manual_seed(0))
+    total, count = torch.zeros(frames, 4, 8, 8), torch.zeros(frames, 1, 1, 1)
+    for window in windows:
+        model, sigmas, settings = make(window)
+        settings = {"frames": len(window), "noise": noise[window]} | kwargs | settings
+        total[window] += host.sample(model, sigmas, **settings)
+        count[window] += 1
+    return total / count
+
+
+def compiled(model):
+    """Put the core's TorchCompileModel behind a MODEL.
+
+    What could go wrong are Dynamo's guards, which no backend changes: ADL_COMPILE_BACKEND=inductor
+    also compiles (minutes).
+    """
+    from unittest import mock
+
+    import torch
+    import torch._dynamo
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+    # past the limit Dynamo runs eagerly, which would hide a missing guard
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 4096
+    backend, compile_ = os.environ.get("ADL_COMPILE_BACKEND", "eager"), torch.compile
+    with mock.patch("torch.compile", lambda **kw: compile_(**(kw | {"backend": backend}))):
+        return outputs(TorchCompileModel, model, "inductor")[0]
 
 
 def unload():

@@ -7,7 +7,7 @@ Each prints one JSON line; tests/test_host_in_process.py turns the lines into te
 
 import sys
 
-from checking import Graph, close, equal, main, refusal, told
+from checking import Graph, close, equal, main, refusal, sample_with, told
 
 SCRIPT = "0: a spring meadow\n6: the same meadow in snow, night"
 LONG = ", ".join(["a very long description of a meadow"] * 20)
@@ -39,18 +39,12 @@ GRAPH = Texts()
 
 def sample(model, text, sigmas, frames=8, noise=None, cfg=1.0):
     """Sample with a CONDITIONING as positive, and another prompt as negative."""
-    import comfy.sample
     import comfy.samplers
-    import torch
 
-    latent = torch.zeros(frames, 4, 8, 8)
-    noise = comfy.sample.prepare_noise(latent, 0) if noise is None else noise
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(text, GRAPH.encode("blurry"))
     guider.set_cfg(cfg)
-    return guider.sample(
-        noise, latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True, seed=0
-    )
+    return sample_with(guider, sigmas, frames, noise)
 
 
 def warned(function):

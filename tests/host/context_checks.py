@@ -3,9 +3,11 @@
 PYTHON_OF_COMFYUI tests/host/context_checks.py COMFYUI_FOLDER MODELS_FOLDER [CHECK ...]
 """
 
+from unittest import mock
+
 import controls
 import host
-from checking import Graph, close, equal, main, refusal
+from checking import Graph, close, equal, main, refusal, window_by_window
 
 GRAPH = Graph()
 
@@ -58,21 +60,18 @@ def check_calls_have_the_size_that_was_asked_for():
     assert seen_batches(lambda: run(sliding(where="features"), steps=1)) == [20]
 
 
+def by_hand(settings=lambda _rows: {}, **kwargs):
+    """Return the mean of the windows 0-7 and 6-13, each with `settings(its frames)`; one step."""
+    model = GRAPH.apply()
+    windows = (list(range(8)), list(range(6, 14)))
+    values = GRAPH.sigmas(model, 1)
+    return window_by_window(windows, lambda rows: (model, values, settings(rows)), **kwargs)
+
+
 def check_windows_equal_a_plain_loop_around_the_model():
     """Static windows, flat weights, one step: the mean of what each window gives by itself."""
-    import torch
-
-    steps = 1
-    frames = run(sliding(schedule="static", fuse="flat"), frames=14, steps=steps)
-    model = GRAPH.apply()
-    sigmas = GRAPH.sigmas(model, steps)
-    noise = torch.randn(14, 4, 8, 8, generator=torch.manual_seed(0))
-    total, count = torch.zeros(14, 4, 8, 8), torch.zeros(14, 1, 1, 1)
-    for window in (range(8), range(6, 14)):
-        window = list(window)
-        total[window] += host.sample(model, sigmas, frames=8, noise=noise[window])
-        count[window] += 1
-    assert close(frames, total / count) < 1e-5
+    frames = run(sliding(schedule="static", fuse="flat"), frames=14, steps=1)
+    assert close(frames, by_hand()) < 1e-5
 
 
 def check_every_schedule_and_fuse_runs():
@@ -177,34 +176,20 @@ def check_core_controls_equal_each_window_by_hand():
         below = controls.control("other_controlnet", drawn[rows] ** 2)
         return controls.control("controlnet", drawn[rows], previous=below)
 
-    without = window_by_window(lambda _rows: None)
+    without = by_hand(cfg=1.5)
     context = sliding(schedule="static", fuse="flat", windows_per_call=2)
     for make in (adapter, chain):
-        wanted = window_by_window(make)
+        wanted = by_hand(lambda rows, m=make: {"control": m(rows)}, cfg=1.5)
         assert close(wanted, without) > 1e-3, "the control did nothing"
         clip = run(context, frames=14, steps=1, cfg=1.5, control=make(every))
         assert close(clip, wanted) < 1e-5, (make, close(clip, wanted))
         # the hints of the first window for all frames are something else
-        assert close(window_by_window(lambda _rows, m=make: m(every[:8])), wanted) > 1e-3
+        same = by_hand(lambda _rows, m=make: {"control": m(every[:8])}, cfg=1.5)
+        assert close(same, wanted) > 1e-3
 
 
-def window_by_window(control):
-    """Return the mean of the windows 0-7 and 6-13, each with `control(its frames)`."""
-    import torch
-
-    model = GRAPH.apply()
-    noise = torch.randn(14, 4, 8, 8, generator=torch.manual_seed(0))
-    total, count = torch.zeros(14, 4, 8, 8), torch.zeros(14, 1, 1, 1)
-    for window in (list(range(8)), list(range(6, 14))):
-        total[window] += host.sample(
-            model, GRAPH.sigmas(model, 1), frames=8, noise=noise[window], cfg=1.5,
-            control=control(window),
-        )  # fmt: skip
-        count[window] += 1
-    return total / count
-
-
-def check_moving_windows_do_not_pile_up_hints():
+def check_scaled_hints_go_with_their_call():
+    """They lie in the memory of the device: what a long clip needs must not grow with it."""
     import gc
     import weakref
 
@@ -217,15 +202,38 @@ def check_moving_windows_do_not_pile_up_hints():
             copies.append(weakref.ref(copied))
             return copied
 
-    def alive(*_):
-        gc.collect()
-        counts.append(sum(ref() is not None for ref in copies))
+        def get_control(self, *args):
+            gc.collect()
+            counts.append(sum(ref() is not None for ref in copies))
+            return super().get_control(*args)
 
-    run(sliding(), frames=14, steps=3, control=Noted(controls.hints(14, size=8)), callback=alive)
-    assert len(copies) > 6, "the windows did not move"
-    assert max(counts) <= 4, counts  # the windows of one step
-    alive()
-    assert counts[-1] == 0, "hints outlive the run"
+    control = Noted(controls.hints(20, size=8))
+    run(sliding(), frames=20, steps=2, cfg=1.5, control=control)
+    assert len(copies) == len(counts) >= 6, (len(copies), counts)
+    assert set(counts) == {1}, counts
+    gc.collect()
+    assert all(ref() is None for ref in copies)
+
+
+def check_masks_of_conditionings_follow_the_windows():
+    """As many masks as frames, more, and fewer, which the host deals out in turn."""
+    import torch
+
+    drawn = torch.rand(20, 64, 64, generator=torch.manual_seed(3))
+
+    def masked(masks):
+        area = host.conditioning(6)
+        area[0][1].update(mask=masks, mask_strength=1.0)
+        return {"more": area}
+
+    context = sliding(schedule="static", fuse="flat", windows_per_call=2)
+    without = by_hand()
+    for count in (20, 14, 5, 1):  # of 14 frames
+        masks = drawn[:count]
+        wanted = by_hand(lambda rows, m=masks: masked(m[[i % len(m) for i in rows]]))
+        assert close(wanted, without) > 1e-3, "the mask did nothing"
+        clip = run(context, frames=14, steps=1, **masked(masks))
+        assert close(clip, wanted) < 1e-5, (count, close(clip, wanted))
 
 
 def check_ad_params_name_the_frames():
@@ -243,29 +251,78 @@ def check_ad_params_name_the_frames():
 
 
 def check_cancelled_windows_leave_nothing():
-    import comfy.model_management
+    """Cancel is pressed in the first window of a step: no other one is begun."""
+    import comfy.model_management as management
 
     before = GRAPH.plain()
     reference = run(sliding())
 
-    def cancel(*_):
-        raise comfy.model_management.InterruptProcessingException
+    def press_cancel(*_):
+        management.interrupt_current_processing()
 
+    hook = GRAPH.base.model.diffusion_model.out.register_forward_hook(press_cancel)
     try:
-        run(sliding(), callback=cancel)
-    except comfy.model_management.InterruptProcessingException:
-        pass
-    else:
-        raise AssertionError("the run was not cancelled")
+        calls = seen_batches(lambda: cancelled(run, sliding()))
+    finally:
+        hook.remove()
+    assert calls == [8], calls
     assert equal(run(sliding()), reference)
     assert equal(GRAPH.plain(), before)
 
 
+def cancelled(function, *args):
+    """Call a function that the host must end by its own exception."""
+    import comfy.model_management as management
+
+    try:
+        function(*args)
+    except management.InterruptProcessingException:
+        return
+    raise AssertionError("the run was not cancelled")
+
+
+def check_as_many_windows_as_memory_allows():
+    """The host's own estimate decides: with room for two windows of cond and uncond, two run."""
+    import comfy.model_management as management
+
+    context = sliding(schedule="static", windows_per_call=0)
+    reference = run(sliding(schedule="static"), steps=1, cfg=1.5)
+    latents = [32, 4, 8, 8]  # two windows, cond and uncond
+    room = GRAPH.base.model.memory_required(latents) * 1.5 + 1
+
+    def free(_device=None, torch_free_too=False):
+        return (room, room) if torch_free_too else room
+
+    with mock.patch.object(management, "get_free_memory", free):
+        clip = []
+        sizes = seen_batches(lambda: clip.append(run(context, steps=1, cfg=1.5)))
+    assert max(sizes) == 32, sizes
+    assert sum(sizes) == 48, sizes
+    assert close(clip[0], reference) < 1e-6
+
+
 def check_plot_shows_weights():
-    image = GRAPH.nodes["ADL_PlotContext"].execute(sliding(), 20, 2).result[0]
-    assert image.ndim == 4
-    assert image.shape[3] == 3
-    assert 0 <= float(image.min()) < float(image.max()) <= 1
+    """Every cell of the picture is a window's weight for a frame, in the band of its step."""
+    import torch
+
+    plan = host.submodule("samplers.context").plan
+    (image,) = GRAPH.nodes["ADL_PlotContext"].execute(sliding(), 20, 2).result[0]
+    cell, gap, row = 1024 // 20, 8, 0
+    for step in range(2):
+        windows = plan(20, sliding().options, step)
+        for indices, weights in zip(windows.indices, windows.weights, strict=True):
+            shown = image[row + cell // 2, cell // 2 :: cell].amax(-1)
+            wanted = torch.full((20,), 0.08).index_add(0, indices, 0.92 * weights.float())
+            assert torch.allclose(shown, wanted, atol=1e-6), (step, indices)
+            row += cell
+        row += gap
+    assert image.shape == (row - gap, 20 * cell, 3)
+
+
+def check_a_picture_that_is_too_large_is_refused():
+    node = GRAPH.nodes["ADL_PlotContext"]
+    assert "lower num_frames or steps" in refusal(node.execute, sliding(16, 15), 4096, 100)
+    assert node.execute(sliding(16, 4), 1024, 8).result[0].shape[2] == 1024
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ Where a setting makes a node the identity or plain guidance, that is the expecta
 setting must then change the clip, and the motion must go on changing it too.
 """
 
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
 
 import host
-from checking import Graph, close, equal, main
+from checking import Graph, close, compiled, equal, main, outputs, sample_with
 
 GRAPH = Graph()
 FRAMES, CFG = 7, 1.5
@@ -37,15 +36,7 @@ def still_model():
 
 def sample(guider, model, steps=1):
     """Sample a short clip with a guider of the core."""
-    import comfy.sample
-    import comfy.samplers
-    import torch
-
-    latent = torch.zeros(FRAMES, 4, 8, 8)
-    euler = comfy.samplers.sampler_object("euler")
-    noise = comfy.sample.prepare_noise(latent, 0)
-    values = GRAPH.core_sigmas(model, steps)
-    return guider.sample(noise, latent, euler, values, disable_pbar=True, seed=0)
+    return sample_with(guider, GRAPH.core_sigmas(model, steps), FRAMES)
 
 
 def guided(model, cfg=CFG, positive=1, negative=2):
@@ -65,10 +56,8 @@ def reference(where, cfg=CFG, positive=1, negative=2):
 
 
 def first(node, *args):
-    """Run a core node of the old or the new node interface; returns its first output."""
-    if hasattr(node, "execute") and hasattr(node, "define_schema"):
-        return node.execute(*args).result[0]
-    return getattr(node(), node.FUNCTION)(*args)[0]
+    """Run a core node; returns its first output."""
+    return outputs(node, *args)[0]
 
 
 def acts(run):
@@ -188,14 +177,8 @@ def check_model_lora():
 def check_compiled():
     """Feature windows that move from step to step, under a compiled UNet.
 
-    What could go wrong are Dynamo's guards, which no backend changes: ADL_COMPILE_BACKEND=inductor
-    also compiles (minutes). sampling_checks takes turns with the plain model.
+    sampling_checks takes turns with the plain model.
     """
-    import torch._dynamo
-
-    # past the limit Dynamo runs eagerly, which would hide a missing guard
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.accumulated_recompile_limit = 4096
     node = GRAPH.nodes["ADL_SlidingContext"]
     context = node.execute(4, 1, "uniform", "pyramid", False, 1, "features").result[0]
     model = GRAPH.apply(context=context)
@@ -209,18 +192,6 @@ def run_steps(model):
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(host.conditioning(1), host.conditioning(2))
     return sample(guider, model, steps=2)
-
-
-def compiled(model):
-    """Put the core's TorchCompileModel behind a MODEL."""
-    from unittest import mock
-
-    import torch
-    from comfy_extras.nodes_torch_compile import TorchCompileModel
-
-    backend, compile_ = os.environ.get("ADL_COMPILE_BACKEND", "eager"), torch.compile
-    with mock.patch("torch.compile", lambda **kw: compile_(**(kw | {"backend": backend}))):
-        return first(TorchCompileModel, model, "inductor")
 
 
 if __name__ == "__main__":

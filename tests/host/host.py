@@ -102,12 +102,12 @@ def conditioning(seed=0, scale=1.0):
 
 def sample(
     model, sigmas, frames=16, seed=0, cfg=1.0, size=8, sampler="euler", callback=None,
-    start=None, noise=None, positive=None, control=None,
+    start=None, noise=None, positive=None, control=None, more=(),
 ):  # fmt: skip
     """Run the core's guider and sampler; returns latents (frames, 4, size, size).
 
     `start` is the latent to start from, `noise` replaces the seed's, `positive` the embedding;
-    `control` is put on both conditionings.
+    `control` is put on both conditionings, `more` is joined to the positive one.
     """
     import comfy.sample
     import comfy.samplers
@@ -122,7 +122,7 @@ def sample(
         for cond in conds:
             cond[0][1]["control"] = control
     guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(*conds)
+    guider.set_conds([*conds[0], *more], conds[1])
     guider.set_cfg(cfg)
     return guider.sample(
         noise, latent, comfy.samplers.sampler_object(sampler), sigmas, callback=callback,

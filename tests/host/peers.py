@@ -9,7 +9,7 @@ from pathlib import Path
 
 import controls
 import host
-from checking import Graph, close, main
+from checking import Graph, close, main, window_by_window
 
 GRAPH = Graph()
 PEERS = Path(sys.argv.pop())
@@ -29,18 +29,12 @@ def in_windows(count=1, patch=lambda model: model, **kwargs):
 
 def by_hand(patch=lambda model, _rows: model, control=lambda _rows: None):
     """Return the mean of what each window gives by itself, with what is its own."""
-    import torch
 
-    noise = torch.randn(14, 4, 8, 8, generator=torch.manual_seed(0))
-    total, count = torch.zeros(14, 4, 8, 8), torch.zeros(14, 1, 1, 1)
-    for rows in WINDOWS:
+    def make(rows):
         model = patch(GRAPH.apply(), rows)
-        total[rows] += host.sample(
-            model, GRAPH.sigmas(model, 1), frames=8, noise=noise[rows], cfg=1.5,
-            control=control(rows),
-        )  # fmt: skip
-        count[rows] += 1
-    return total / count
+        return model, GRAPH.sigmas(model, 1), {"control": control(rows)}
+
+    return window_by_window(WINDOWS, make, cfg=1.5)
 
 
 def advanced(kind, images, previous=None, keyframes=None):

@@ -6,7 +6,7 @@ PYTHON_OF_COMFYUI tests/host/preview_checks.py COMFYUI_FOLDER MODELS_FOLDER [CHE
 import contextlib
 
 import host
-from checking import Graph, equal, main
+from checking import Graph, equal, main, outputs
 
 GRAPH = Graph()
 SHOWN_OF_16 = [0, 2, 4, 6, 8, 9, 11, 13, 15]
@@ -71,8 +71,8 @@ def custom(model, frames=16, steps=2):
     """Sample with the core's SamplerCustom; returns its latents and denoised latents."""
     from comfy_extras import nodes_custom_sampler as core
 
-    (euler,) = first(core.KSamplerSelect, "euler")
-    out = first(
+    (euler,) = outputs(core.KSamplerSelect, "euler")
+    out = outputs(
         core.SamplerCustom, model, True, 0, 1.0, host.conditioning(1), host.conditioning(2),
         euler, GRAPH.core_sigmas(model, steps), latent(frames),
     )  # fmt: skip
@@ -83,10 +83,10 @@ def advanced(model, frames=16, steps=2):
     """Sample with the core's SamplerCustomAdvanced; returns its latents and denoised latents."""
     from comfy_extras import nodes_custom_sampler as core
 
-    (guider,) = first(core.BasicGuider, model, host.conditioning(1))
-    (noise,), (euler,) = first(core.RandomNoise, 0), first(core.KSamplerSelect, "euler")
+    (guider,) = outputs(core.BasicGuider, model, host.conditioning(1))
+    (noise,), (euler,) = outputs(core.RandomNoise, 0), outputs(core.KSamplerSelect, "euler")
     values = GRAPH.core_sigmas(model, steps)
-    out = first(core.SamplerCustomAdvanced, noise, guider, euler, values, latent(frames))
+    out = outputs(core.SamplerCustomAdvanced, noise, guider, euler, values, latent(frames))
     return [part["samples"] for part in out]
 
 
@@ -94,13 +94,6 @@ def latent(frames):
     import torch
 
     return {"samples": torch.zeros(frames, 4, SIZE, SIZE)}
-
-
-def first(node, *args):
-    """Run a core node of the old or the new node interface."""
-    if hasattr(node, "execute") and hasattr(node, "define_schema"):
-        return node.execute(*args).result
-    return getattr(node(), node.FUNCTION)(*args)
 
 
 def with_windows(where):

@@ -6,12 +6,24 @@ tests/test_host_in_process.py starts it and turns each line into a test result.
 """
 
 import gc
-import os
 import tempfile
 from pathlib import Path
 
 import host
-from checking import MOTION_FILE, OTHER_FILE, Graph, close, equal, main, refusal, small_budget, told
+from checking import (
+    MOTION_FILE,
+    OTHER_FILE,
+    Graph,
+    close,
+    compiled,
+    equal,
+    main,
+    outputs,
+    refusal,
+    sample_with,
+    small_budget,
+    told,
+)  # fmt: skip
 
 GRAPH = Graph()
 apply, sigmas, core_sigmas = GRAPH.apply, GRAPH.sigmas, GRAPH.core_sigmas
@@ -332,23 +344,35 @@ def check_both_scales_of_dual_cfg_are_watched():
 
     model = apply()
     conds = (host.conditioning(i) for i in (1, 2, 3))
-    (guider,) = first(DualCFGGuider, model, *conds, 1.0, 8.0, "regular")
+    (guider,) = outputs(DualCFGGuider, model, *conds, 1.0, 8.0, "regular")
     with told() as sentences:
         clip = sample_with(guider, sigmas(model))
     assert "cfg 8" in sentences[0]
     assert clip.isfinite().all()
 
 
-def sample_with(guider, values, frames=4):
-    """Sample an empty latent with a guider of the core."""
-    import comfy.sample
+def check_guiders_with_a_scale_for_each_step():
+    """Some packs have a list in `cfg`; the largest one counts for the warning."""
     import comfy.samplers
-    import torch
 
-    latent = torch.zeros(frames, 4, 8, 8)
-    euler = comfy.samplers.sampler_object("euler")
-    noise = comfy.sample.prepare_noise(latent, 0)
-    return guider.sample(noise, latent, euler, values, disable_pbar=True, seed=0)
+    class Scheduled(comfy.samplers.CFGGuider):
+        def predict_noise(self, *args, **kwargs):
+            scales, self.cfg = self.cfg, 1.0
+            try:
+                return super().predict_noise(*args, **kwargs)
+            finally:
+                self.cfg = scales
+
+    model = apply()
+    guider = Scheduled(model)
+    guider.set_conds(host.conditioning(1), host.conditioning(2))
+    for scales, warnings in (([1.0, 1.0], 0), ([9.0, 1.0], 1)):
+        guider.cfg = scales
+        with told() as sentences:
+            clip = sample_with(guider, sigmas(model))
+        assert len(sentences) == warnings, sentences
+        assert equal(clip, host.sample(model, sigmas(model), frames=4))
+    assert "cfg 9" in sentences[0]
 
 
 def check_ksampler_gives_the_same_clip():
@@ -370,25 +394,18 @@ def check_custom_samplers_give_the_same_clip():
 
     model = apply()
     values = sigmas(model, 4)
-    (sampler,) = first(core.KSamplerSelect, "euler")
-    (guider,) = first(core.BasicGuider, model, host.conditioning(1))
-    (noise,) = first(core.RandomNoise, 0)
+    (sampler,) = outputs(core.KSamplerSelect, "euler")
+    (guider,) = outputs(core.BasicGuider, model, host.conditioning(1))
+    (noise,) = outputs(core.RandomNoise, 0)
     latent = {"samples": torch.zeros(16, 4, 8, 8)}
-    advanced = first(core.SamplerCustomAdvanced, noise, guider, sampler, values, latent)[0]
-    custom = first(
+    advanced = outputs(core.SamplerCustomAdvanced, noise, guider, sampler, values, latent)[0]
+    custom = outputs(
         core.SamplerCustom, model, True, 0, 1.0, host.conditioning(1), host.conditioning(2),
         sampler, values, latent,
     )[0]  # fmt: skip
     reference = host.sample(model, values)
     assert equal(advanced["samples"], reference)
     assert equal(custom["samples"], reference)
-
-
-def first(node, *args):
-    """Run a core node of the old or the new node interface."""
-    if hasattr(node, "execute") and hasattr(node, "define_schema"):
-        return node.execute(*args).result
-    return getattr(node(), node.FUNCTION)(*args)
 
 
 def check_start_at_step_is_our_start_step():
@@ -463,18 +480,74 @@ def check_inpainting_base():
 
 
 def check_dtype_matrix():
+    """Weights of each dtype, computed with as the host would here (float32) and as on a GPU."""
     import torch
 
-    reference = ours()
+    node = GRAPH.nodes["ADL_SlidingContext"]
+    contexts = [None] + [
+        node.execute(8, 2, "static", "pyramid", False, 1, where).result[0]
+        for where in ("latents", "features")
+    ]
+    references = [ours(apply(context=context)) for context in contexts]
     for dtype, bar in ((torch.float16, 0.03), (torch.bfloat16, 0.2)):
-        base = host.load_base(GRAPH.models / "thin.safetensors", {"dtype": dtype})
-        model = apply(base)
-        motion = model.get_additional_models()[0].model
-        compute = base.model.manual_cast_dtype or base.model.get_dtype()
-        assert {p.dtype for p in motion.parameters()} == {compute}
-        clip = ours(model)
-        assert torch.isfinite(clip).all()
-        assert close(clip, reference) < bar, (dtype, close(clip, reference))
+        for compute in (torch.float32, dtype):
+            base = host.load_base(GRAPH.models / "thin.safetensors", {"dtype": dtype})
+            base.model.manual_cast_dtype = None if compute == dtype else compute
+            for context, reference in zip(contexts, references, strict=True):
+                model = apply(base, context=context)
+                motion = model.get_additional_models()[0].model
+                assert {p.dtype for p in motion.parameters()} == {compute}
+                seen = set()
+                out = base.model.diffusion_model.out
+                hook = out.register_forward_hook(lambda _m, x, _y, s=seen: s.add(x[0].dtype))
+                clip = ours(model)
+                hook.remove()
+                assert seen == {compute}, seen
+                assert torch.isfinite(clip).all()
+                assert close(clip, reference) < bar, (dtype, compute, close(clip, reference))
+
+
+def check_known_extensions_are_the_hosts():
+    """But for those of programs and of whole pickled models, which are not opened for safety."""
+    import folder_paths
+
+    known = set(host.submodule("motion_module.files").EXTENSIONS)
+    assert folder_paths.supported_pt_extensions - known == {".pkl", ".pt2"}
+    assert known < folder_paths.supported_pt_extensions
+
+
+def check_levels_are_read_where_there_is_no_float64():
+    """As on Apple's GPUs: a tensor must leave the device before it becomes float64."""
+    import torch
+
+    class OnDevice(torch.Tensor):
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    model = apply()
+    grid = [s.as_subclass(OnDevice) for s in (levels(model), sigmas(model), levels(GRAPH.base))]
+    checks = host.submodule("nodes.checks")
+    checks.check_schedule(*grid)
+    assert not list(checks.warnings(16, 1.0, grid[1], 4))
+    low = core_sigmas(GRAPH.base, 4).as_subclass(OnDevice)
+    assert "too little" in refusal(checks.check_schedule, grid[0], low, grid[2])
+
+
+def levels(model):
+    """Return the sigma of every training timestep of a MODEL."""
+    return model.get_model_object("model_sampling").sigmas
+
+
+def check_a_file_name_from_a_link_is_not_read_anew():
+    """The host asks with None where an input is linked; an error would sample every time."""
+    nodes = GRAPH.nodes
+    assert nodes["ADL_LoadMotionModule"].fingerprint_inputs(motion_module=None) is None
+    lora = nodes["ADL_LoadMotionLoRA"]
+    assert lora.fingerprint_inputs(motion_module=None, motion_lora=None, strength=1.0) is None
+    assert nodes["ADL_LoadVideo"].fingerprint_inputs(video=None) is None
 
 
 def check_lowvram_with_a_small_budget():
@@ -497,11 +570,6 @@ def check_lowvram_with_a_small_budget():
 
 def check_compiled_runs_equal_eager_in_every_order():
     """Plain, ours, another module, plain, with one compiled UNet: each equals its eager result."""
-    import torch._dynamo
-
-    # past the limit Dynamo runs eagerly, which would hide a missing guard
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.accumulated_recompile_limit = 4096
     eager = {"plain": plain(), "ours": ours(), "other": ours(apply(name=OTHER_FILE))}
     # TorchCompileModel before Apply: compiled once and reached by all clones; and after it
     base = compiled(GRAPH.base)
@@ -512,22 +580,6 @@ def check_compiled_runs_equal_eager_in_every_order():
     for name, model in runs:
         values = core_sigmas(model, 2) if name == "plain" else sigmas(model, 2)
         assert close(host.sample(model, values), eager[name]) < 1e-4, name
-
-
-def compiled(model):
-    """Put the core's TorchCompileModel behind a MODEL.
-
-    What could go wrong are Dynamo's guards, which no backend changes: ADL_COMPILE_BACKEND=inductor
-    also compiles (minutes).
-    """
-    from unittest import mock
-
-    import torch
-    from comfy_extras.nodes_torch_compile import TorchCompileModel
-
-    backend, compile_ = os.environ.get("ADL_COMPILE_BACKEND", "eager"), torch.compile
-    with mock.patch("torch.compile", lambda **kw: compile_(**(kw | {"backend": backend}))):
-        return TorchCompileModel.execute(model, "inductor").result[0]
 
 
 if __name__ == "__main__":

@@ -425,9 +425,7 @@ def check_paths_stay_inside_the_input_folder():
     write("a.mp4")
     outside = GRAPH.folder.parent / "outside.mp4"
     outside.write_bytes(GRAPH.path("a.mp4").read_bytes())
-    GRAPH.path("link.mp4").unlink(missing_ok=True)
-    GRAPH.path("link.mp4").symlink_to(outside)
-    for name in ("../outside.mp4", str(outside), "sub/../../outside.mp4", "link.mp4",
+    for name in ("../outside.mp4", str(outside), "sub/../../outside.mp4",
                  "outside.mp4 [output]", "../input-2/a.mp4"):  # fmt: skip
         sentence = refusal(load, name)
         assert "outside ComfyUI's input folder" in sentence, sentence
@@ -440,6 +438,20 @@ def check_paths_stay_inside_the_input_folder():
     for name in ("a.mp4", "a.mp4 [input]", "sub/a.mp4"):
         assert node.validate_inputs(name) is True
         assert load(name)[3] == 25
+
+
+def check_a_link_in_the_input_folder_is_listed_and_read():
+    """Artists link to where their videos lie, and the core's Load Video takes that."""
+    write("a.mp4")
+    outside = GRAPH.folder.parent / "outside.mp4"
+    outside.write_bytes(GRAPH.path("a.mp4").read_bytes())
+    GRAPH.path("link.mp4").unlink(missing_ok=True)
+    GRAPH.path("link.mp4").symlink_to(outside)
+    node = GRAPH.nodes["ADL_LoadVideo"]
+    (combo,) = [i for i in node.define_schema().inputs if i.id == "video"]
+    assert "link.mp4" in combo.options
+    assert node.validate_inputs("link.mp4") is True
+    assert load("link.mp4")[3] == 25
 
 
 def check_a_changed_file_is_read_again():
