@@ -4,9 +4,10 @@
     python benchmarks/miniature_ablation.py        # resumable; --arm and --seed pick, --no-table
 
 Every arm changes one thing of `adversarial`: the last stage of the config `miniature`, shorter, and
-always with the 2-step teacher. `still` holds the student where it starts, to see what D learns by
-itself; `without_ema` needs no training of its own. Two seeds an arm: what lies within the seeds'
-own spread is no difference. Writes benchmarks/results/miniature_ablation.csv and .md.
+always with the 2-step teacher, whose motion module D starts from, too. `still` holds the student
+where it starts, to see what D learns by itself; `without_ema` needs no training of its own. Two
+seeds an arm: what lies within the seeds' own spread is no difference. Writes
+benchmarks/results/miniature_ablation.csv and .md.
 """
 
 import argparse
@@ -102,7 +103,7 @@ class Run:
             return folder.student(stage.name)
         file = self.folder / f"{self.arm}.safetensors"
         module = checkpoint.load(folder.student(stage.name)).build(dtype=torch.float32)
-        module.load_state_dict(folder.load(folder.newest(), torch.device("cpu"))["student"])
+        module.load_state_dict(folder.load(folder.newest())["student"])
         return checkpoint.save(module, file, metadata={"steps": stage.student_steps})
 
 

@@ -63,10 +63,6 @@ class Batch:
         return replace(self, x_t=self.x_t.to(device), noise=self.noise.to(device))
 
     @property
-    def frames(self) -> int:
-        return self.x_t.shape[1]
-
-    @property
     def timesteps(self) -> Tensor:
         """The timestep of each clip, 0-based, (clips,)."""
         return walk.timesteps(self.positions).to(self.x_t.device)

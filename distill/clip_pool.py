@@ -6,6 +6,7 @@ have one shape, so that they go through the networks together.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -59,9 +60,9 @@ class ClipPool:
         """Every (frames, channels, h, w) that clips have."""
         return {s.shape for s in self._shards}
 
-    @property
+    @cached_property
     def can_flip(self) -> bool:
-        """Tell whether every clip is there in both orientations."""
+        """Whether every clip is there in both orientations."""
         return all(s.can_flip for s in self._shards)
 
     def digest(self) -> str:

@@ -73,26 +73,41 @@ def run(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
 
 
 def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
-    """Claim the folder and load this process's base models, frozen, and the pools."""
+    """Load this process's base models, frozen, and the pools, and claim the folder."""
     folder = RunFolder(config.out)
     if not resume and folder.newest() is not None:
         raise ValueError(f"{config.out} holds a run; choose another --out, or --resume auto.")
     pools = {name: ClipPool(pool.shards) for name, pool in config.pools.items()}
-    if distributed.rank() == 0:
-        folder.claim(config, {name: pool.digest() for name, pool in pools.items()})
-    distributed.barrier()
     parts = batches.parts(config, distributed.rank(), distributed.world_size())
     load_once = functools.cache(functools.partial(_load_base, config, device))
     slots = sorted({slot for slot, _ in parts})
     bases = {slot: load_once(config.slots[slot].base) for slot in slots}
-    return Loaded(config, device, folder, parts, pools, bases, load_once(config.discriminator_base))
+    judge_base = load_once(config.discriminator_base)
+    for base in bases.values():
+        base.check_size(config.width, config.height)
+    distributed.barrier()  # nothing is written before every process has all that it needs
+    if distributed.rank() == 0:
+        folder.claim(config, {name: pool.digest() for name, pool in pools.items()})
+    distributed.barrier()
+    if not distributed.agree((folder.is_claimed, folder.newest(), folder.students())):
+        raise ValueError(
+            f"the processes see different files in {config.out}; give an --out that all machines "
+            "share."
+        )
+    return Loaded(config, device, folder, parts, pools, bases, judge_base)
 
 
 def run_stage(loaded: Loaded, index: int) -> None:
     """Train a stage's student from where its checkpoints are; does nothing where it is finished."""
     config, folder, stage = loaded.config, loaded.folder, loaded.config.stages[index]
-    if folder.student(stage.name).is_file():
+    file, newest = folder.student(stage.name), folder.newest()
+    if file.is_file():
         return
+    if newest is not None and newest.stage > index:
+        raise ValueError(
+            f"{file} is missing, though later stages have begun; put it back, or choose another "
+            "--out."
+        )
     teacher_file = train_checks.teacher_file(config, index, stage.teacher_steps)
     student = checkpoint.load(teacher_file).build(dtype=torch.float32).to(loaded.device)
     student.requires_grad_(True)
@@ -127,7 +142,7 @@ def run_phase(
     under_way = PhaseRun.start(_networks(loaded, moment, student, moving, judge))
     if newest is not None and (newest.stage, newest.phase) == (moment.stage, moment.phase):
         iteration = newest.iteration
-        under_way.load(folder.load(newest, loaded.device))
+        under_way.load(folder.load(newest))
     if iteration < part.iterations:
         with _checkpointing(loaded, student, judge):
             _train(loaded, moment, under_way, iteration)
@@ -145,10 +160,11 @@ def make_judge(loaded: Loaded, moment: Moment, before: Discriminator | None) -> 
     )
     table = config.discriminator
     encoder = before.encoder if before is not None else _fresh_encoder(loaded)
-    return Discriminator(
+    judge = Discriminator(
         encoder, conditional=part.conditional, head_channels=table.head_channels,
         head_blocks=table.head_blocks, generator=generator,
     )  # fmt: skip
+    return judge.requires_grad_(True)  # D's last update of the student froze its backbone
 
 
 def _fresh_encoder(loaded: Loaded) -> Encoder:
@@ -212,8 +228,10 @@ def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) 
                 folder.save(place, under_way.state(), config.keep)
                 saved = time.monotonic()
             if stop:
+                distributed.barrier()  # torchrun kills those that write when the others have left
                 raise training_loop.Stopped
-            if first and config.sheet_every and iteration % config.sheet_every == 0:
+            wanted = config.sheet_prompts and config.sheet_every
+            if first and wanted and iteration % config.sheet_every == 0:
                 picture = sheets.draw(config, under_way.networks)
                 name = f"{stage.name}-{moment.phase}-{iteration:08d}.png"
                 sheets.write(folder.sheets / name, picture)

@@ -1,6 +1,8 @@
 """The little that training needs of torch.distributed; without torchrun there is one process."""
 
 import contextlib
+import datetime
+import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Iterator
@@ -9,13 +11,16 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+# the others wait while the first process writes a checkpoint or draws a contact sheet
+TIMEOUT = datetime.timedelta(hours=2)
 _alone = False
 
 
 def start(device: torch.device) -> None:
     """Join the processes that torchrun started, if any: gloo on the CPU, nccl on GPUs."""
     if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT)
 
 
 def stop() -> None:
@@ -61,7 +66,8 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     """Return the module under DDP, which averages its gradients; itself where it is alone.
 
-    Its weights are the first process's from now on. Only its own forward is seen by DDP.
+    Its weights are the first process's from now on. Only its own forward is seen by DDP, and only
+    what requires a gradient now is averaged.
     """
     if world_size() == 1:
         return module
@@ -69,7 +75,9 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     # buffers are constants; torch 2.13 renamed the option
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, device_ids=device_ids, **{buffers: False})
+    return DistributedDataParallel(
+        module, device_ids=device_ids, gradient_as_bucket_view=True, **{buffers: False}
+    )
 
 
 def no_sync(module: nn.Module) -> contextlib.AbstractContextManager:
@@ -91,11 +99,25 @@ def any_rank(flag: bool) -> bool:
     """Tell every process whether the flag is up on any."""
     if world_size() == 1:
         return flag
-    shared = torch.tensor(float(flag))
+    return bool(_largest([float(flag)])[0])
+
+
+def agree(value: object) -> bool:
+    """Tell whether every process has the same value, by its repr."""
+    if world_size() == 1:
+        return True
+    number = float(int(hashlib.sha256(repr(value).encode()).hexdigest()[:12], 16))  # 48 bits: exact
+    largest, smallest = _largest([number, -number])
+    return largest == -smallest
+
+
+def _largest(values: list[float]) -> list[float]:
+    """Return the largest of each value over all processes."""
+    shared = torch.tensor(values, dtype=torch.float64)
     if distributed.get_backend() == "nccl":
         shared = shared.cuda()
     distributed.all_reduce(shared, distributed.ReduceOp.MAX)
-    return bool(shared.item())
+    return shared.tolist()
 
 
 @contextlib.contextmanager

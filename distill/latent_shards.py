@@ -227,5 +227,5 @@ def _write_index(folder: Path, shards: dict[str, Shard]) -> None:
         name: {"size": s.size, "changed": s.changed, "shape": s.shape, "places": s.places.tolist()}
         for name, s in sorted(shards.items())
     }
-    with contextlib.suppress(PermissionError), atomic_path(folder / INDEX) as temporary:
+    with contextlib.suppress(OSError), atomic_path(folder / INDEX) as temporary:  # read-only, full
         temporary.write_text(json.dumps({"version": _VERSION, "shards": content}))

@@ -103,13 +103,6 @@ class MotionRequest:
             )
         return range(rank, self.batch, processes)
 
-    def check_size(self, width: int, height: int, factor: int) -> None:
-        """Raise ValueError for pixels that are no multiple of the base model's `factor`."""
-        for name, value in (("width", width), ("height", height)):
-            if value % factor:
-                near = max(1, round(value / factor)) * factor
-                raise ValueError(f"{name} must be a multiple of {factor}, not {value}; try {near}.")
-
     def fingerprint(self) -> dict[str, str]:
         """Return what the trained weights depend on, as text."""
         return {k: str(v) for k, v in asdict(self).items() if k not in _NOT_IN_FINGERPRINT}

@@ -65,7 +65,9 @@ class PhaseRun:
         if self.judge_optimizer is not None:
             self.networks.plain_judge.load_state_dict(state["judge"])
             self.judge_optimizer.load_state_dict(state["judge_optimizer"])
-        self.average, self.doubtless = state["average"], state["doubtless"]
+        device = next(self.networks.plain_student.parameters()).device
+        self.average = {name: average.to(device) for name, average in state["average"].items()}
+        self.doubtless = state["doubtless"]
 
     def iterate(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> updates.Figures:
         """Update D once for each list of batches, and the student on the last of them.
@@ -135,7 +137,8 @@ class PhaseRun:
         return dict(zip(figures, distributed.mean(figures.values(), device), strict=True))
 
     def _watch(self, figures: updates.Figures) -> None:
-        sure = min(figures.get("d_on_teacher", 0.0), figures.get("d_on_student", 0.0)) == 1.0
+        right = min(figures.get("d_on_teacher", 0.0), figures.get("d_on_student", 0.0))
+        sure = right > 1 - 1e-6  # a mean of ones, which rounding may leave below one
         self.doubtless = self.doubtless + 1 if sure else 0
 
 

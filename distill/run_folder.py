@@ -4,6 +4,7 @@ Every file is written under a temporary name and renamed, so that a kill at any 
 last good one.
 """
 
+import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,13 @@ class RunFolder:
         pools: the digest of each pool.
         """
         folder_record.claim(self.root / RUN, config.fingerprint() | {"clips": pools}, "a run")
+        for left in self._checkpoints.glob(".*.pt"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether somebody has written down what is trained here."""
+        return (self.root / RUN).is_file()
 
     def save(self, place: Place, content: dict, keep: int) -> Path:
         """Write a checkpoint, and remove all but the newest `keep`."""
@@ -71,9 +79,15 @@ class RunFolder:
         """Return the file of a checkpoint."""
         return self._checkpoints / f"{place.stage}-{place.phase}-{place.iteration:08d}.pt"
 
-    def load(self, place: Place, device: torch.device) -> dict:
-        """Read a checkpoint's content."""
-        return torch.load(self.file(place), map_location=device, weights_only=True)
+    def load(self, place: Place) -> dict:
+        """Read a checkpoint's content, on the CPU; ValueError where it is damaged."""
+        file = self.file(place)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{file} is damaged; remove it, and the same command goes on from the one before."
+            ) from error
 
     def places(self) -> list[Place]:
         """Return the places of all checkpoints."""

@@ -29,6 +29,6 @@ def _hub_tokenizer() -> str:
     except OSError as error:
         raise ValueError(
             "the CLIP tokenizer is not cached here and the hub cannot be reached; pass "
-            "--tokenizer DIR with vocab.json and merges.txt (ComfyUI has it in "
-            "comfy/sd1_tokenizer)."
+            "--tokenizer DIR, or tokenizer in the slots of a config, with vocab.json and "
+            "merges.txt (ComfyUI has it in comfy/sd1_tokenizer)."
         ) from error

@@ -56,6 +56,15 @@ def of_layout(config: TrainConfig, world_size: int) -> Iterator[str]:
         if slot.pool not in config.pools:
             known = ", ".join(config.pools) or "none"
             yield f"slots name the pool {slot.pool!r}, which is not in pools ({known}); add it."
+    for base in config.bases:
+        options = {
+            (s.tokenizer, s.config, s.prediction_type) for s in config.slots if s.base == base
+        }
+        if len(options) > 1:
+            yield (
+                f"slots give {base} different tokenizer, config or prediction_type; it is loaded "
+                "once, so give all of them the same."
+            )
     try:
         batches.parts(config, 0, world_size)
     except ValueError as error:
@@ -86,6 +95,9 @@ def of_files(config: TrainConfig) -> Iterator[str]:
         yield from problem
         if found is not None:
             yield from _of_shapes(config, name, found, channels)
+            size = max(1, config.clips_per_slot)
+            _, problem = _attempt(lambda p=found, n=size: p.group(0, n, (0,)))
+            yield from problem
 
 
 def empty_unet(base: Path) -> UNet2DConditionModel:

@@ -24,6 +24,7 @@ _NOT_IN_FINGERPRINT = {"out", "save_every", "keep", "sheet_every", "sheet_prompt
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -112,10 +113,10 @@ class Stage(_Table):
     cfg: Annotated[float, Field(ge=0, le=30)] = 1.0
     timesteps: tuple[Steps, ...] | None = None
     renoise: tuple[Steps, ...] = ()
-    betas: tuple[Share, Share] | None = None
+    betas: tuple[Decay, Decay] | None = None
     weight_decay: Share = 0.0
     warmup: Annotated[int, Field(ge=0)] = 0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema: Decay = 0.0
     clip: Annotated[float, Field(ge=0)] = 0.0
     no_caption: Share = 0.0
 
@@ -152,7 +153,7 @@ class TrainConfig(_Table):
     height: Count = 512
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = True
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     save_every: Annotated[float, Field(ge=0)] = 600.0
     keep: Count = 3
     sheet_every: Annotated[int, Field(ge=0)] = 500

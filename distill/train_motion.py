@@ -71,7 +71,7 @@ def prepare(request: MotionRequest, device: torch.device) -> Training:
         prediction_type=request.prediction_type, device=device,
     )  # fmt: skip
     width, height = (side or base.default_size for side in (request.width, request.height))
-    request.check_size(width, height, base.latent_factor)
+    base.check_size(width, height)
     module = known.build(dtype=torch.float32) if known else fresh_module(base.unet, request)
     layout.check_fit(module.config, layout.sites(base.unet))
     module.to(device)

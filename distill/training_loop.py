@@ -91,11 +91,13 @@ def train(
             step += 1
             bar.update()
             bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
-            stop = distributed.any_rank(bool(stop_wanted)) if step % 10 == 0 else False
+            asked = step % 10 == 0 or distributed.world_size() == 1  # asking others takes time
+            stop = asked and distributed.any_rank(bool(stop_wanted))
             if stop or step == options.iterations or time.monotonic() - saved > options.save_every:
                 _save(file, step, losses, weights, average, optimizer)
                 saved = time.monotonic()
             if stop and step < options.iterations:
+                distributed.barrier()  # torchrun kills a process that writes once others have left
                 raise Stopped
     with torch.no_grad():
         for key, parameter in weights.items():

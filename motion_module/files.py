@@ -112,6 +112,8 @@ class atomic_path:  # noqa: N801 - reads as a verb in `with atomic_path(path) as
                 umask = os.umask(0)
                 os.umask(umask)
                 self.temporary.chmod(0o666 & ~umask)  # mkstemp makes files for the owner alone
+                with self.temporary.open("rb+") as file:
+                    os.fsync(file.fileno())  # or a power cut could leave the name of an empty file
                 os.replace(self.temporary, self.path)
         finally:
             self.temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import time
@@ -226,18 +227,32 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_weight(stage):
 # ---- ranks ---------------------------------------------------------------------------------------
 
 
-def gradients_on(world_size, file, folder):
-    """Return the gradients of D and of the student for one global batch, by rank."""
+def together(world_size, work):
+    """Run `work(rank)` in processes that may join a group, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
-    def work(rank):
+    def start(rank):
         os.environ.update(
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
             WORLD_SIZE=str(world_size),
         )  # fmt: skip
         torch.set_num_threads(1)
+        work(rank)
+
+    children = [FORK.Process(target=start, args=(rank,)) for rank in range(world_size)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(300)
+        assert child.exitcode == 0
+
+
+def gradients_on(world_size, file, folder):
+    """Return the gradients of D and of the student for one global batch, by rank."""
+
+    def work(rank):
         distributed.start(CPU)
         found = Stage(file)
         updates.accumulate(
@@ -255,12 +270,7 @@ def gradients_on(world_size, file, folder):
         torch.save((grads, copied(found.student), bases), folder / f"{world_size}-{rank}.pt")
         distributed.stop()
 
-    children = [FORK.Process(target=work, args=(rank,)) for rank in range(world_size)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-        assert child.exitcode == 0
+    together(world_size, work)
     return [torch.load(folder / f"{world_size}-{r}.pt") for r in range(world_size)]
 
 
@@ -288,34 +298,156 @@ def test_a_global_batch_has_the_same_gradient_on_1_2_4_and_8_processes(clips, tm
             assert ranks[0][2] != ranks[1][2]
 
 
+def test_two_processes_resumed_in_d_prime_end_as_if_undisturbed(clips, tmp_path):
+    """D' is new at its phase's begin and read from a checkpoint after it: on each rank the same."""
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    file.write_text(file.read_text().replace("keep = 2", "keep = 99"))
+
+    def train(_rank):
+        os._exit(main(["train", str(file), "--device", "cpu"]))
+
+    together(2, train)
+    wanted, curve = students(tmp_path / "out"), curves(tmp_path / "out")
+    for left in ("1-1-00000002", "1-1-00000001", None):  # in the middle of it, and at its border
+        (tmp_path / "out" / "students" / "1step.safetensors").unlink()
+        if left:
+            (tmp_path / "out" / "checkpoints" / f"{left}.pt").unlink()
+        together(2, train)
+        assert same(students(tmp_path / "out")["1step.safetensors"], wanted["1step.safetensors"])
+        assert curves(tmp_path / "out") == curve
+
+
+def test_processes_that_see_different_files_are_told(clips, tmp_path, capfd):
+    """As on machines that share no disk: each rank has an --out of its own."""
+    files = [
+        distil_files.write_config(tmp_path / f"{n}.toml", tmp_path / f"out{n}", clips)
+        for n in range(2)
+    ]
+
+    def train(rank):
+        assert main(["train", str(files[rank]), "--device", "cpu"]) == 2
+
+    together(2, train)
+    assert "give an --out that all machines share" in capfd.readouterr().err
+
+
 # ---- kills ---------------------------------------------------------------------------------------
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_curve_and_weights(
     undisturbed, clips, tmp_path
 ):
+    """By turns before anything new is saved, and at a moment after a checkpoint, in each phase."""
     folder, _ = undisturbed
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
-    chance, kills = random.Random(os.getpid()), 0
+    chance, kills, phases = random.Random(os.getpid()), 0, set()
 
     def work():
         torch.set_num_threads(1)
         os._exit(main(["train", str(file), "--device", "cpu"]))
 
-    for _ in range(60):
-        child = FORK.Process(target=work)
+    def saved():
+        return {f.stem for f in (tmp_path / "out" / "checkpoints").glob("[0-9]*.pt")}
+
+    for turn in range(60):
+        child, before = FORK.Process(target=work), saved()
         child.start()
-        child.join(chance.uniform(0.2, 2.5) if kills < 10 else 500)  # alone it takes 6 s
+        if turn % 2:
+            while child.is_alive() and saved() <= before:
+                time.sleep(0.01)
+            child.join(chance.uniform(0, 0.2))
+        else:
+            child.join(chance.uniform(0.1, 2.0) if kills < 10 else 500)
         if child.exitcode is not None:
             assert child.exitcode == 0
             break
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         kills += 1
-    assert kills >= 3
+        phases |= {place[:3] for place in saved()}
+    assert kills >= 5
+    assert phases == {"0-0", "1-0", "1-1"}
     assert curves(tmp_path / "out") == curves(folder)
     for name, tensors in students(folder).items():
         assert same(students(tmp_path / "out")[name], tensors), name
+
+
+def test_what_a_kill_left_half_written_goes_and_damage_is_told(
+    undisturbed, clips, tmp_path, capsys
+):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    checkpoints, student = tmp_path / "out" / "checkpoints", "1step.safetensors"
+    (checkpoints / ".1-1-00000002-abc.pt").write_bytes(b"half")
+    (tmp_path / "out" / "students" / student).unlink()
+    newest = checkpoints / "1-1-00000002.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "is damaged; remove it" in error
+    assert "\n" not in error.strip()
+    assert not list(checkpoints.glob(".*"))
+    newest.unlink()
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert same(students(tmp_path / "out")[student], students(undisturbed[0])[student])
+
+
+def test_a_student_that_was_taken_away_is_not_replaced_by_its_teacher(
+    undisturbed, clips, tmp_path, capsys
+):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    (tmp_path / "out" / "students" / "2step.safetensors").unlink()
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    assert "2step.safetensors is missing, though later stages have begun" in capsys.readouterr().err
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("global_batch = 2", "global_batch = 32", "a group needs 16"),
+        ("width = 16", "width = 3", "width must be a multiple of 2, not 3; try 4"),
+        ("no_caption = 0.2", "betas = [0.0, 1.0]", "stages.1.betas.1 is 1.0"),
+        ("frames = 16", "seed = 1099511627776\nframes = 16", "seed is 1099511627776"),
+        ('pool = "plain" },', 'pool = "plain" },\n{ base = "miniature:plain", pool = "plain", '
+         'prediction_type = "epsilon" },', "give miniature:plain different tokenizer"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_told_before_the_folder_is_claimed(
+    clips, tmp_path, capsys, old, new, sentence
+):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    assert file.read_text().count(old) == 1
+    file.write_text(file.read_text().replace(old, new))
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_prompts_there_are_no_sheets(clips, tmp_path):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    text = file.read_text().replace('sheet_prompts = ["a big red fish swimming right"]\n', "")
+    file.write_text(text.partition("[[stages]]\nteacher_steps = 2")[0])
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert not (tmp_path / "out" / "sheets").exists()
+
+
+@pytest.mark.parametrize("parts", [6, 7, 31])
+def test_certainty_of_d_is_seen_for_any_number_of_parts(stage, parts):
+    for _ in range(3):
+        right = 0.0
+        for _ in range(parts):
+            right += 1.0 / parts
+        stage.run._watch({"d_on_teacher": right, "d_on_student": 1.0})
+    assert stage.run.doubtless == 3
+    stage.run._watch({"d_on_teacher": 1 - 1 / 64, "d_on_student": 1.0})
+    assert stage.run.doubtless == 0
+
+
+# ---- signals -------------------------------------------------------------------------------------
 
 
 def test_sigterm_saves_and_leaves(clips, tmp_path):
