@@ -54,8 +54,9 @@ class RunFolder:
         pools: the digest of each pool.
         """
         folder_record.claim(self.root / RUN, config.fingerprint() | {"clips": pools}, "a run")
-        for left in self._checkpoints.glob(".*.pt"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
+        for folder in (self._checkpoints, self.root / "students"):
+            for left in folder.glob(".*"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
 
     @property
     def is_claimed(self) -> bool:

@@ -284,7 +284,7 @@ ERRORS = {
     "unet only": ([*FISH, *using("{unet}", "{module}")], "holds no text encoder"),
     "no tokenizer": (
         [*FISH, *using("{single}", "{module}")],
-        "pass --tokenizer DIR with",
+        "pass --tokenizer DIR",
     ),
     "bad tokenizer": (
         [*FISH, *using("{single}", "{module}"), "--tokenizer", "{empty}"],
