@@ -53,14 +53,6 @@ class BaseModel:
         """Width and height in pixels that the UNet was trained for (SD1.5: 512)."""
         return self.unet.config.sample_size * self.latent_factor
 
-    def check_size(self, width: int, height: int) -> None:
-        """Raise ValueError for pixels that are no whole number of latents."""
-        factor = self.latent_factor
-        for name, value in (("width", width), ("height", height)):
-            if value % factor:
-                near = max(1, round(value / factor)) * factor
-                raise ValueError(f"{name} must be a multiple of {factor}, not {value}; try {near}.")
-
     def scaled(self, z: Tensor) -> Tensor:
         """Return what the VAE encodes to as the latents that the UNet knows."""
         return (z - self._latent_shift) * self.vae.config.scaling_factor

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..motion_module.files import atomic_path
+from ..motion_module.files import atomic_path, remove_half_written
 from . import distributed, folder_record, latent_shards, video_folder
 from .base_models import BaseModel, load_base, quiet_libraries
 from .devices import my_device
@@ -176,8 +176,10 @@ def _make_shard(
 
     stream = members()
     first = next(stream, None)
+    shard = request.out / f"clips-{number:06d}.tar"
+    remove_half_written(shard)
     if first is not None:
-        with atomic_path(request.out / f"clips-{number:06d}.tar") as temporary:
+        with atomic_path(shard) as temporary:
             latent_shards.write_tar(temporary, itertools.chain([first], stream))
     with atomic_path(_done(request, number)) as temporary:
         temporary.write_text(json.dumps({"clips": len(names) - len(bad), "bad": bad}))

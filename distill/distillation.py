@@ -32,6 +32,7 @@ from .memory import peak_gib, reset_peak
 from .named_models import base_path, motion_module_path
 from .phase import CollapsedError, PhaseRun
 from .read_ahead import ReadAhead
+from .request import check_size
 from .run_folder import Place, RunFolder
 from .student import MovingBase, Student
 from .train_config import Stage, TrainConfig
@@ -84,7 +85,7 @@ def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
     bases = {slot: load_once(config.slots[slot].base) for slot in slots}
     judge_base = load_once(config.discriminator_base)
     for base in bases.values():
-        base.check_size(config.width, config.height)
+        check_size(config.width, config.height, base.latent_factor)
     distributed.barrier()  # nothing is written before every process has all that it needs
     if distributed.rank() == 0:
         folder.claim(config, {name: pool.digest() for name, pool in pools.items()})

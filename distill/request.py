@@ -102,11 +102,7 @@ class ClipRequest:
         multiple of it.
         """
         sized = replace(self, width=self.width or width, height=self.height or height)
-        for name in ("width", "height"):
-            value = getattr(sized, name)
-            if value % factor:
-                near = max(1, round(value / factor)) * factor
-                raise ValueError(f"{name} must be a multiple of {factor}, not {value}; try {near}.")
+        check_size(sized.width, sized.height, factor)
         return sized
 
     def outputs(self) -> list[Path]:
@@ -183,3 +179,11 @@ def _check_range(name: str, value: float | None, low: float, high: float) -> Non
         return
     if not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name.replace('_', '-')} must be between {low} and {high}, not {value}.")
+
+
+def check_size(width: int, height: int, factor: int) -> None:
+    """Raise ValueError for pixels that are no multiple of a base model's pixels per latent."""
+    for name, value in (("width", width), ("height", height)):
+        if value % factor:
+            near = max(1, round(value / factor)) * factor
+            raise ValueError(f"{name} must be a multiple of {factor}, not {value}; try {near}.")

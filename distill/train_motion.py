@@ -29,6 +29,7 @@ from .devices import my_device
 from .motion_loss import Training, motion_loss
 from .motion_request import MotionRequest
 from .read_ahead import ReadAhead
+from .request import check_size
 from .training_loop import LoopOptions
 from .video_reader import ClipShape
 
@@ -71,7 +72,7 @@ def prepare(request: MotionRequest, device: torch.device) -> Training:
         prediction_type=request.prediction_type, device=device,
     )  # fmt: skip
     width, height = (side or base.default_size for side in (request.width, request.height))
-    base.check_size(width, height)
+    check_size(width, height, base.latent_factor)
     module = known.build(dtype=torch.float32) if known else fresh_module(base.unet, request)
     layout.check_fit(module.config, layout.sites(base.unet))
     module.to(device)

@@ -117,3 +117,9 @@ class atomic_path:  # noqa: N801 - reads as a verb in `with atomic_path(path) as
                 os.replace(self.temporary, self.path)
         finally:
             self.temporary.unlink(missing_ok=True)
+
+
+def remove_half_written(path: Path) -> None:
+    """Remove what processes killed inside `atomic_path(path)` left; no other may be writing."""
+    for left in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+        left.unlink(missing_ok=True)

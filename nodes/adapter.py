@@ -7,7 +7,6 @@ and go by the host's injections; run state is set by its wrappers and cleared af
 import logging
 import os
 import weakref
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +53,14 @@ def model_path(folder: str, name: str) -> Path:
     if path is None:
         raise ValueError(f"{name} is not in models/{folder}; put the file there.")
     return Path(path)
+
+
+def file_state(folder: str, name: str | None) -> tuple[str, float] | None:
+    """Return a listed file's name and time of change; None: the name comes from a link.
+
+    The host asks for it before links are known, and sees their changes itself.
+    """
+    return None if name is None else (name, model_path(folder, name).stat().st_mtime)
 
 
 def input_videos() -> list[str]:
@@ -165,7 +172,7 @@ def add_motion_lora(
     config = motion_module.file.config
     pairs = motion_lora.weight_patches(lora, config)
     beyond = lora.beyond(config)
-    tell([checks.lora_beyond(name, len(beyond), len(pairs))] if beyond else [])
+    tell(checks.lora_beyond(name, len(beyond), len(pairs)) if beyond else None)
     if strength == 0:
         return motion_module
     return WithMotionLora(
@@ -223,7 +230,7 @@ def apply_motion_module(
     layout.check_fit(motion_module.file.config, layout.sites(unet))
     context_dim = model.model.model_config.unet_config.get("context_dim")
     zsnr = getattr(model.get_model_object("model_sampling"), "zsnr", False)
-    tell(checks.base_warnings(context_dim, zsnr))
+    tell(*checks.base_warnings(context_dim, zsnr))
 
     base_sigmas = sampling_sigmas(model)
     model = model.clone()
@@ -321,12 +328,12 @@ def strongest_cfg(guider: object) -> float:
 _told: dict[str, tuple[str, list[str]]] = {}  # by node: the prompt that ran, what it was told
 
 
-def tell(sentences: Iterable[str]) -> None:
-    """Tell the user: in the log, and on the running node where a server is listening.
+def tell(*found: str | None) -> None:
+    """Tell the user what checks found: in the log, and on the running node where a server listens.
 
     What the node was told in an earlier prompt goes, also when there is nothing to tell now.
     """
-    sentences = list(sentences)
+    sentences = [sentence for sentence in found if sentence]
     for sentence in sentences:
         logging.warning("[AnimateDiff-Lightning] %s", sentence)
     running = get_executing_context()
@@ -374,10 +381,8 @@ def _outer_sample(applied: AppliedMotion):
         checks.check_schedule(sampling_sigmas(guider.model_patcher), sigmas, applied.base_sigmas)
         frames = noise.shape[0]
         tell(
-            [
-                *checks.warnings(frames, strongest_cfg(guider), sigmas, applied.file.steps),
-                *checks.text_warnings(_prompt_lengths(guider), frames),
-            ]
+            *checks.warnings(frames, strongest_cfg(guider), sigmas, applied.file.steps),
+            *checks.text_warnings(_prompt_lengths(guider), frames),
         )
         try:
             callback = preview.with_contact_sheet(callback)

@@ -42,10 +42,7 @@ class LoadMotionModule(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, motion_module: str | None = None) -> tuple[str, float] | None:
-        if motion_module is None:  # comes from a link, whose own changes the host sees
-            return None
-        path = adapter.model_path(adapter.MODELS_FOLDER, motion_module)
-        return motion_module, path.stat().st_mtime
+        return adapter.file_state(adapter.MODELS_FOLDER, motion_module)
 
     @classmethod
     def execute(cls, motion_module: str) -> io.NodeOutput:

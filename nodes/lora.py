@@ -49,11 +49,10 @@ class LoadMotionLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, motion_lora: str | None = None, **_others) -> tuple | None:
-        if motion_lora is None:  # comes from a link, whose own changes the host sees
-            return None
-        path = adapter.model_path(adapter.LORAS_FOLDER, motion_lora)
-        return motion_lora, path.stat().st_mtime
+    def fingerprint_inputs(
+        cls, motion_lora: str | None = None, **_others
+    ) -> tuple[str, float] | None:
+        return adapter.file_state(adapter.LORAS_FOLDER, motion_lora)
 
     @classmethod
     def execute(cls, motion_module, motion_lora: str, strength: float) -> io.NodeOutput:

@@ -55,6 +55,5 @@ class LightningScheduler(io.ComfyNode):
             raise ValueError(
                 "this MODEL has no motion module; connect the MODEL of Apply Motion Module."
             )
-        warning = checks.check_steps(steps, applied.file.steps)
-        adapter.tell([warning] if warning else [])
+        adapter.tell(checks.check_steps(steps, applied.file.steps))
         return io.NodeOutput(schedule.sigmas(steps, start_step))

@@ -119,10 +119,10 @@ class LatentWindows:
     def _slice(self, key: str, value, index: torch.Tensor, num_frames: int):
         if key == "control":
             return self._slice_control(value, index)
-        if key == "mask" and len(value) > 1:
-            return value[tiled(index, len(value), num_frames).to(value.device)]
+        if key == "mask":
+            return dealt_out(value, index)
         if key == "model_conds":
-            return {k: slice_model_cond(v, index, num_frames) for k, v in value.items()}
+            return {k: slice_model_cond(v, index) for k, v in value.items()}
         return slice_frames(value, index, num_frames)
 
     def _slice_control(self, control, index: torch.Tensor):
@@ -139,8 +139,8 @@ class LatentWindows:
         if id(control) not in self._controls:
             sliced = copy.copy(control)
             hint = control.cond_hint_original
-            if hint is not None and len(hint) > 1:
-                sliced.cond_hint_original = hint[index % len(hint)]
+            if hint is not None:
+                sliced.cond_hint_original = dealt_out(hint, index)
             sliced.cond_hint = None
             if hasattr(sliced, "control_input"):  # T2I-Adapter's cache
                 sliced.control_input = None
@@ -176,17 +176,18 @@ def slice_frames(value, index: torch.Tensor, num_frames: int):
     return value
 
 
-def slice_model_cond(value, index: torch.Tensor, num_frames: int):
-    """Return a host COND object for the frames of `index`; a batch of one is for all of them."""
+def slice_model_cond(value, index: torch.Tensor):
+    """Return a host COND object for the frames of `index`."""
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) == 1:
         return value
-    return value._copy_with(tensor[tiled(index, len(tensor), num_frames).to(tensor.device)])
+    return value._copy_with(dealt_out(tensor, index))
 
 
-def tiled(index: torch.Tensor, count: int, num_frames: int) -> torch.Tensor:
-    """Return the rows of a batch of `count` that belong to frames, as the host deals them out.
+def dealt_out(batch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Return the rows of a batch that belong to the frames of `index`, as the host deals them out.
 
-    More rows than the clip has frames: the first ones. Fewer: they start anew, in turn.
+    One row is for all frames; more than the clip has frames: the first ones; fewer: they start
+    anew, in turn.
     """
-    return index if count >= num_frames else index % count
+    return batch if len(batch) == 1 else batch[(index % len(batch)).to(batch.device)]

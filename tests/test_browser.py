@@ -48,13 +48,14 @@ KNOWN_NOISE = {
     "a bug of frontend 1.27 at its start": r"reading 'id'\)(.|\n)*Proxy\.addSetting",
 }
 
-# a drop as the browser makes it, which a page may only imitate
-DROP = """([name, text]) => {
+# a drop as the browser makes it, which a page may only imitate; on the middle, or on `place`
+DROP = """([content, name, type, place]) => {
   const canvas = document.querySelector('#graph-canvas');
   const box = canvas.getBoundingClientRect();
   const dataTransfer = new DataTransfer();
-  dataTransfer.items.add(new File([text], name, {type: 'application/json'}));
-  const [clientX, clientY] = [box.x + box.width / 2, box.y + box.height / 2];
+  const bytes = type === 'application/json' ? content : new Uint8Array(content);
+  dataTransfer.items.add(new File([bytes], name, {type}));
+  const [clientX, clientY] = place ?? [box.x + box.width / 2, box.y + box.height / 2];
   const options = {bubbles: true, cancelable: true, dataTransfer, clientX, clientY};
   for (const kind of ['dragenter', 'dragover', 'drop'])
     canvas.dispatchEvent(new DragEvent(kind, options));
@@ -92,13 +93,6 @@ WIDGET = """name => {
   const box = app.canvas.canvas.getBoundingClientRect();
   const [x, y] = [node.pos[0] + node.size[0] / 2, node.pos[1] + widget.last_y + 10];
   return [box.x + (x + offset[0]) * scale, box.y + (y + offset[1]) * scale];
-}"""
-DROP_FILE = """([[clientX, clientY], name, bytes]) => {
-  const dataTransfer = new DataTransfer();
-  dataTransfer.items.add(new File([new Uint8Array(bytes)], name, {type: 'video/mp4'}));
-  const options = {bubbles: true, cancelable: true, dataTransfer, clientX, clientY};
-  for (const kind of ['dragenter', 'dragover', 'drop'])
-    document.querySelector('#graph-canvas').dispatchEvent(new DragEvent(kind, options));
 }"""
 OPENED = "app.extensionManager.workflow.activeWorkflow?.path"
 
@@ -141,10 +135,14 @@ class Frontend:
         SCREENSHOTS.mkdir(exist_ok=True)
         self.page.screenshot(path=SCREENSHOTS / f"{self.host_name} {name}.png")
 
+    def drop_text(self, name: str, text: str) -> None:
+        """Drop a workflow file's text on the canvas."""
+        self.page.evaluate(DROP, [text, name, "application/json", None])
+
     def drop(self, name: str, graph: dict) -> None:
         """Drop a workflow file on the canvas and wait until it is the open one."""
         before = self.page.evaluate(OPENED)
-        self.page.evaluate(DROP, [name, json.dumps(graph)])
+        self.drop_text(name, json.dumps(graph))
         self.wait_until_opened(before, graph)
 
     def wait_until_opened(self, before: str, graph: dict) -> None:
@@ -296,14 +294,14 @@ def test_what_is_missing_is_named_and_offered(frontend):
     graph = json.loads(path.read_text())
     model = next(m for n in graph["nodes"] for m in n["properties"].get("models", []))
     absent = model["name"].replace(".safetensors", "_absent.safetensors")
-    frontend.page.evaluate(DROP, [path.name, path.read_text().replace(model["name"], absent)])
+    frontend.drop_text(path.name, path.read_text().replace(model["name"], absent))
     frontend.dialog.get_by_text(f"{model['directory']} / {absent}").wait_for()
     offered = frontend.dialog.get_by_title(model["url"].replace(model["name"], absent))
     assert offered.first.is_visible()
     frontend.photograph("missing model")
     frontend.close_dialog()
     ours = DOCS[0].stem
-    frontend.page.evaluate(DROP, [path.name, path.read_text().replace(ours, "ADL_Absent")])
+    frontend.drop_text(path.name, path.read_text().replace(ours, "ADL_Absent"))
     frontend.dialog.get_by_text("ADL_Absent").first.wait_for()
 
 
@@ -316,7 +314,7 @@ def test_load_video_takes_an_upload_by_its_button_and_by_a_drop(frontend, tmp_pa
     chooser.value.set_files(file)
     uploaded_as(frontend, file.name, file.read_bytes())
     place, content = page.evaluate(WIDGET, "video"), list(file.read_bytes())
-    page.evaluate(DROP_FILE, [place, "by drop.mp4", content])
+    page.evaluate(DROP, [content, "by drop.mp4", "video/mp4", place])
     uploaded_as(frontend, "by drop.mp4", file.read_bytes())
     frontend.photograph("uploads")
 

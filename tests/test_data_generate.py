@@ -1,7 +1,6 @@
 """`data generate`: every pair once, the same on any number of processes and after any kill."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -19,7 +18,8 @@ from animatediff_lightning.distill.generate import generate_latents
 from animatediff_lightning.distill.miniature import shipped, world
 from animatediff_lightning.motion_module import checkpoint
 
-FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
+from .processes import FORK
+
 PROMPTS = ("a red fish swimming left", "a big blue bird flying up", "a teal mouse running right")
 
 

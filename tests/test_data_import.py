@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -19,9 +18,9 @@ from animatediff_lightning.distill.generate import decode
 from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.motion_module.files import atomic_path
 
+from .processes import FORK
 from .video_files import real_video, write_lossless
 
-FORK = multiprocessing.get_context("fork")
 COMMON = ["--base", "miniature:plain", "--frames", "4", "--shard-size", "2", "--workers", "2"]
 
 
@@ -124,6 +123,9 @@ def test_a_killed_import_goes_on_to_the_same_shards(imported, command, tmp_path)
         time.sleep(wait)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
+    # as a kill while it wrote the second shard leaves it
+    (out / "done" / "000001.json").unlink(missing_ok=True)
+    (out / ".clips-000001-killed.tar").write_bytes(b"half")
     assert main([*command, "--out", str(out)]) == 0
     assert contents(out) == contents(imported)
     told = [json.loads(f.read_text()) for f in sorted((out / "done").glob("*.json"))]

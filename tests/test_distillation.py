@@ -2,12 +2,10 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -21,9 +19,9 @@ from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
 from . import distil_files
+from .processes import FORK, together
 
 CPU = torch.device("cpu")
-FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
 GOLDEN = Path(__file__).parent / "golden" / "distillation_curve.json"
 EXACT = ("loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_gap", "norm_d", "norm_g")
 
@@ -225,28 +223,6 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_weight(stage):
 
 
 # ---- ranks ---------------------------------------------------------------------------------------
-
-
-def together(world_size, work):
-    """Run `work(rank)` in processes that may join a group, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-
-    def start(rank):
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
-            WORLD_SIZE=str(world_size),
-        )  # fmt: skip
-        torch.set_num_threads(1)
-        work(rank)
-
-    children = [FORK.Process(target=start, args=(rank,)) for rank in range(world_size)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(300)
-        assert child.exitcode == 0
 
 
 def gradients_on(world_size, file, folder):

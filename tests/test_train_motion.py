@@ -3,11 +3,9 @@
 The base model is the miniature's untrained one; clips are its true ones, in lossless files.
 """
 
-import multiprocessing
 import os
 import re
 import signal
-import socket
 import time
 from dataclasses import replace
 
@@ -32,10 +30,10 @@ from animatediff_lightning.motion_module.inject import inject
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from .processes import FORK, together
 from .video_files import numbered, real_video, write_lossless
 
 CPU = torch.device("cpu")
-FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
 
 
 @pytest.fixture(scope="module")
@@ -277,27 +275,17 @@ def wait_until(happened, seconds=120):
 def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
     request = request_for(batch=4)
     alone = gradients(train_motion.prepare(request, CPU))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
 
     def work(rank):
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(port),
-                       "MASTER_ADDR": "127.0.0.1"}  # fmt: skip
         distributed.start(CPU)
         found = gradients(train_motion.prepare(request, CPU))
         torch.save(found, tmp_path / f"{rank}.pt")
         distributed.stop()
 
-    children = [FORK.Process(target=work, args=(rank,)) for rank in (0, 1)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-        assert child.exitcode == 0
+    together(2, work)
     for rank in (0, 1):
-        together = torch.load(tmp_path / f"{rank}.pt")
-        assert (together - alone).abs().max() < 1e-5 * max(1, alone.abs().max())
+        shared = torch.load(tmp_path / f"{rank}.pt")
+        assert (shared - alone).abs().max() < 1e-5 * max(1, alone.abs().max())
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,19 @@ class Graph:
         sampling = model.get_model_object("model_sampling")
         return comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
 
+    def bases_of_every_dtype(self):
+        """Yield (base, dtype that it computes in, bar): as the host would here, and as on a GPU.
+
+        On a CPU the host computes in float32 whatever the weights are.
+        """
+        import torch
+
+        for dtype, bar in ((torch.float16, 0.03), (torch.bfloat16, 0.2)):
+            for compute in (torch.float32, dtype):
+                base = host.load_base(self.models / "thin.safetensors", {"dtype": dtype})
+                base.model.manual_cast_dtype = None if compute == dtype else compute
+                yield base, compute, bar
+
     def plain(self, **kwargs):
         """Sample the base model without motion."""
         return host.sample(self.base, self.core_sigmas(self.base, 2), **kwargs)

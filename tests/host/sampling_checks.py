@@ -489,22 +489,19 @@ def check_dtype_matrix():
         for where in ("latents", "features")
     ]
     references = [ours(apply(context=context)) for context in contexts]
-    for dtype, bar in ((torch.float16, 0.03), (torch.bfloat16, 0.2)):
-        for compute in (torch.float32, dtype):
-            base = host.load_base(GRAPH.models / "thin.safetensors", {"dtype": dtype})
-            base.model.manual_cast_dtype = None if compute == dtype else compute
-            for context, reference in zip(contexts, references, strict=True):
-                model = apply(base, context=context)
-                motion = model.get_additional_models()[0].model
-                assert {p.dtype for p in motion.parameters()} == {compute}
-                seen = set()
-                out = base.model.diffusion_model.out
-                hook = out.register_forward_hook(lambda _m, x, _y, s=seen: s.add(x[0].dtype))
-                clip = ours(model)
-                hook.remove()
-                assert seen == {compute}, seen
-                assert torch.isfinite(clip).all()
-                assert close(clip, reference) < bar, (dtype, compute, close(clip, reference))
+    for base, compute, bar in GRAPH.bases_of_every_dtype():
+        for context, reference in zip(contexts, references, strict=True):
+            model = apply(base, context=context)
+            motion = model.get_additional_models()[0].model
+            assert {p.dtype for p in motion.parameters()} == {compute}
+            seen = set()
+            out = base.model.diffusion_model.out
+            hook = out.register_forward_hook(lambda _m, x, _y, s=seen: s.add(x[0].dtype))
+            clip = ours(model)
+            hook.remove()
+            assert seen == {compute}, seen
+            assert torch.isfinite(clip).all()
+            assert close(clip, reference) < bar, (compute, close(clip, reference))
 
 
 def check_known_extensions_are_the_hosts():
