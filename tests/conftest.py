@@ -225,10 +225,14 @@ class Server:
             ):  # fmt: skip
                 break
         stream.close()
+        return messages, self.history(queued["prompt_id"])
+
+    def history(self, prompt_id: str) -> dict:
+        """Return the entry of a finished prompt, which comes a little after its last message."""
         for _ in range(50):
-            history = json.loads(self.get(f"/history/{queued['prompt_id']}"))
-            if queued["prompt_id"] in history:
-                return messages, history[queued["prompt_id"]]
+            history = json.loads(self.get(f"/history/{prompt_id}"))
+            if prompt_id in history:
+                return history[prompt_id]
             time.sleep(0.1)
         raise TimeoutError("no history entry")
 

@@ -67,8 +67,8 @@ def run(server, workflow: dict) -> tuple[list[np.ndarray], np.ndarray]:
             kind = json.loads(message)["type"]
     stream.close()
     assert kind == "execution_success", message
-    entry = json.loads(server.get(f"/history/{job}"))[job]
-    return pictures, safetensors.numpy.load(server.file(entry, "11"))["latent_tensor"]
+    latents = server.file(server.history(job), "11")
+    return pictures, safetensors.numpy.load(latents)["latent_tensor"]
 
 
 def tiled(latents: np.ndarray, frames: list[int], columns: int) -> np.ndarray:
