@@ -3,8 +3,9 @@
     animatediff-lightning train miniature_mse      # its 2-step student is where every arm starts
     python benchmarks/miniature_ablation.py        # resumable; --arm and --seed pick, --no-table
 
-Every arm changes one thing of `adversarial`: the last stage of the config `miniature`, shorter, and
-always with the 2-step teacher, whose motion module D starts from, too. `still` holds the student
+Every arm changes one thing of `adversarial`: the last stage of the config `miniature`, shorter, at
+the papers' timesteps and t*, without D's head start, and always with the 2-step teacher, whose
+motion module D starts from, too. `still` holds the student
 where it starts, to see what D learns by itself; `without_ema` needs no training of its own. Two
 seeds an arm: what lies within the seeds' own spread is no difference. Writes
 benchmarks/results/miniature_ablation.csv and .md.
@@ -26,6 +27,9 @@ from animatediff_lightning.distill.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
 ITERATIONS = (80, 40)  # of the conditional and of the unconditional phase
+RATE = 2e-5  # of the student
+TIMESTEPS, RENOISE = (250, 500, 750, 1000), (10, 250, 500, 750)
+WEIGHTS = ((), (5.0, 1.0, 1.0, 1.0))  # of each t*, in each phase
 BASES = ("plain", "toon", "neon")  # two seen, one not
 START = Path("runs/distill_mse/students/2step.safetensors")
 FIGURES = ("frechet", "strict", "motion", "jerk", "chroma")
@@ -41,12 +45,18 @@ def each_phase(stage, **changes):
 
 
 def adversarial(stage):
-    """Return the stage shortened, and taught by the same teacher throughout."""
+    """Return the stage as the papers have it, shortened, taught by the same teacher throughout."""
     phases = [
-        p.model_copy(update={"iterations": n, "teacher_steps": None})
-        for p, n in zip(stage.phases, ITERATIONS, strict=True)
-    ]
-    return stage.model_copy(update={"phases": tuple(phases)})
+        p.model_copy(
+            update={
+                "iterations": n, "teacher_steps": None, "learning_rate": RATE,
+                "discriminator_head_start": 0, "renoise_weights": weights,
+            }
+        )
+        for p, n, weights in zip(stage.phases, ITERATIONS, WEIGHTS, strict=True)
+    ]  # fmt: skip
+    update = {"phases": tuple(phases), "timesteps": TIMESTEPS, "renoise": RENOISE}
+    return stage.model_copy(update=update)
 
 
 def conditional_only(stage):

@@ -74,7 +74,8 @@ def generate(
     from . import data_generate
 
     files = data_generate.run(request)
-    print(f"wrote {len(files)} shard{'s' * (len(files) != 1)} of {len(request)} clips to {out}.")
+    count = f"{len(files)} shard{'s' * (len(files) != 1)}"
+    print(f"wrote {count} to {out}; the shards of all processes hold {len(request)} clips.")
 
 
 @data.command("import")

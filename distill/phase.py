@@ -72,8 +72,8 @@ class PhaseRun:
     def iterate(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> updates.Figures:
         """Update D once for each list of batches, and the student on the last of them.
 
-        Returns the figures of all processes together. Raises CollapsedError before a loss that is
-        not finite can reach any weight.
+        While D has its head start, D alone. Returns the figures of all processes together. Raises
+        CollapsedError before a loss that is not finite can reach any weight.
         """
         networks, figures = self.networks, {}
         if networks.judge is not None:
@@ -81,14 +81,8 @@ class PhaseRun:
             for batch in batches:
                 figures |= self._update_judge(iteration, batch)
             networks.judge.requires_grad_(False)
-        loss = {
-            "mse": updates.mse_loss, "consistency": updates.consistency_loss,
-            "adversarial": updates.generator_loss,
-        }[networks.stage.loss]  # fmt: skip
-        found = updates.accumulate(networks, networks.student, batches[-1], loss)
-        norm = self._step(self.optimizer, networks.student, iteration, networks.phase.learning_rate)
-        figures |= {"loss_g": found["loss"], "norm_g": norm}
-        self._follow(iteration)
+        if iteration >= networks.phase.discriminator_head_start:
+            figures |= self._update_student(iteration, batches[-1])
         figures = self._shared(figures)
         self._watch(figures)
         return figures
@@ -109,23 +103,36 @@ class PhaseRun:
         found["loss_d"] = found.pop("loss")
         return found | {"norm_d": norm}
 
+    def _update_student(self, iteration: int, batch: Sequence[Batch]) -> updates.Figures:
+        networks = self.networks
+        loss = {
+            "mse": updates.mse_loss, "consistency": updates.consistency_loss,
+            "adversarial": updates.generator_loss,
+        }[networks.stage.loss]  # fmt: skip
+        found = updates.accumulate(networks, networks.student, batch, loss)
+        start, rate = networks.phase.discriminator_head_start, networks.phase.learning_rate
+        norm = self._step(self.optimizer, networks.student, iteration, rate, start)
+        self._follow(iteration - start)
+        return {"loss_g": found["loss"], "norm_g": norm}
+
     def _step(
-        self, optimizer: torch.optim.Optimizer, module: nn.Module, iteration: int, rate: float
-    ) -> float:
+        self, optimizer: torch.optim.Optimizer, module: nn.Module, iteration: int, rate: float,
+        start: int = 0,
+    ) -> float:  # fmt: skip
         stage = self.networks.stage
         norm = nn.utils.clip_grad_norm_(module.parameters(), stage.clip or math.inf)
         if not torch.isfinite(norm):
             raise CollapsedError(f"the loss is not finite at iteration {iteration}")
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (iteration + 1) / (stage.warmup + 1))
+            group["lr"] = rate * min(1.0, (iteration - start + 1) / (stage.warmup + 1))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
     @torch.no_grad()
-    def _follow(self, iteration: int) -> None:
+    def _follow(self, update: int) -> None:
         if self.average:
-            decay = min(self.networks.stage.ema, (iteration + 1) / (iteration + 10))
+            decay = min(self.networks.stage.ema, (update + 1) / (update + 10))
             student = dict(self.networks.plain_student.motion_module.named_parameters())
             torch._foreach_lerp_(
                 list(self.average.values()), [student[k] for k in self.average], 1 - decay

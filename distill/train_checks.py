@@ -139,6 +139,14 @@ def _of_steps(where: str, stage: Stage) -> Iterator[str]:
                 f"{where}.phases.{number} has {len(part.renoise_weights)} renoise_weights for "
                 f"{len(stage.renoise)} values of renoise; give one for each."
             )
+        if part.discriminator_head_start >= part.iterations:
+            yield (
+                f"{where}.phases.{number} has {part.iterations} iterations and a "
+                f"discriminator_head_start of {part.discriminator_head_start}, so that the student "
+                "would learn nothing; lower it."
+            )
+        if part.discriminator_head_start and stage.loss != "adversarial":
+            yield f"{where} has a discriminator_head_start, but no discriminator; remove it."
     if stage.renoise and stage.loss != "adversarial":
         yield f"{where} has renoise, but no discriminator that would see it; remove it."
 

@@ -80,6 +80,7 @@ class Phase(_Table):
 
     conditional: D sees x_t too, else it is D'; teacher_steps: of a teacher that skips a level,
     None: the stage's; discriminator_steps: updates of D for one of the student [open: 1];
+    discriminator_head_start: the first iterations, in which D alone learns [open: 0];
     renoise_weights: relative frequency of each t*.
     """
 
@@ -89,6 +90,7 @@ class Phase(_Table):
     discriminator_learning_rate: Rate | None = None
     teacher_steps: Steps | None = None
     discriminator_steps: Count = 1
+    discriminator_head_start: Annotated[int, Field(ge=0)] = 0
     renoise_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
 
     @property
@@ -176,8 +178,15 @@ class TrainConfig(_Table):
         return self.bases.index(self.slots[slot].base)
 
     def fingerprint(self) -> dict[str, object]:
-        """Return what the trained weights depend on, as JSON has it."""
-        return self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+        """Return what the trained weights depend on, as JSON has it.
+
+        Without a head start of 0, so that runs from before there was one are known again.
+        """
+        told = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+        for part in (p for stage in told["stages"] for p in stage["phases"]):
+            if not part["discriminator_head_start"]:
+                del part["discriminator_head_start"]
+        return told
 
     def digest(self) -> str:
         """Return a short hash of the fingerprint."""

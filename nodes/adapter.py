@@ -26,7 +26,7 @@ from ..motion_module import checkpoint, files, inject, layout
 from ..motion_module import lora as motion_lora
 from ..samplers import context, schedule
 from . import checks, preview
-from .windows import LatentWindows, SlidingContext, current_step
+from .windows import LatentWindows, WindowSettings, current_step
 
 KEY = "animatediff_lightning"
 MODELS_FOLDER = "animatediff_models"
@@ -194,7 +194,7 @@ class AppliedMotion:
     file: checkpoint.MotionCheckpoint
     run: inject.MotionRun
     base_sigmas: torch.Tensor  # of the MODEL that came into Apply
-    sliding: SlidingContext | None = None
+    sliding: WindowSettings | None = None
     window_length: int | None = None  # frames of a clip in a call; None: all that the call holds
     ejectors: "weakref.WeakKeyDictionary[ModelPatcher, weakref.finalize]" = field(
         default_factory=weakref.WeakKeyDictionary
@@ -214,7 +214,7 @@ def apply_motion_module(
     model: ModelPatcher,
     motion_module: LoadedMotionModule,
     scale: float,
-    sliding: SlidingContext | None = None,
+    sliding: WindowSettings | None = None,
 ) -> ModelPatcher:
     """Return a clone of `model` that samples with the motion module; `model` stays as it is.
 
@@ -248,7 +248,7 @@ def apply_motion_module(
     return model
 
 
-def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: SlidingContext) -> None:
+def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSettings) -> None:
     checks.check_window(sliding.options.context_length, applied.file.config.max_frames)
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _prepare_sampling(sliding))
     if sliding.where == "features":
@@ -267,7 +267,7 @@ def _fits_in_memory(shape: list[int], model) -> bool:
     return model.memory_required(shape) * 1.5 < free  # the host's own margin
 
 
-def _prepare_sampling(sliding: SlidingContext):
+def _prepare_sampling(sliding: WindowSettings):
     def estimate_one_call(executor, model, noise_shape, *args, **kwargs):
         shape = [sliding.call_length(noise_shape[0]), *noise_shape[1:]]
         return executor(model, shape, *args, **kwargs)
@@ -410,7 +410,7 @@ def _diffusion_model(applied: AppliedMotion):
     return set_num_frames
 
 
-def _apply_model(applied: AppliedMotion, sliding: SlidingContext):
+def _apply_model(applied: AppliedMotion, sliding: WindowSettings):
     # around what torch.compile traces: reading the step off the noise level would break its graph
     def plan(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
         frames = applied.num_frames(x, transformer_options)
@@ -421,7 +421,7 @@ def _apply_model(applied: AppliedMotion, sliding: SlidingContext):
 
 
 def _feature_windows(
-    sliding: SlidingContext, num_frames: int, x: torch.Tensor, transformer_options: dict
+    sliding: WindowSettings, num_frames: int, x: torch.Tensor, transformer_options: dict
 ) -> context.ContextWindows | None:
     """Return the windows inside the temporal attention, None where all frames see each other."""
     if num_frames <= sliding.options.context_length:

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..samplers import context
-from .windows import SlidingContext as SlidingContextValue
+from .windows import WindowSettings
 
 ContextType = io.Custom("ADL_CONTEXT")
 MAX_PIXELS = 2**24
@@ -90,7 +90,7 @@ class SlidingContext(io.ComfyNode):
         options = context.ContextOptions(
             context_length, context_overlap, schedule, fuse, closed_loop
         )
-        return io.NodeOutput(SlidingContextValue(options, where, windows_per_call))
+        return io.NodeOutput(WindowSettings(options, where, windows_per_call))
 
 
 class PlotContext(io.ComfyNode):

@@ -18,7 +18,7 @@ ADVANCED = "sub_idxs"  # the field by which Advanced-ControlNet knows its own
 
 
 @dataclass(frozen=True)
-class SlidingContext:
+class WindowSettings:
     """The ADL_CONTEXT of the graph: how to make a clip longer than the motion module's positions.
 
     where: "latents" runs the whole model window by window; "features" runs it once on all frames
@@ -50,7 +50,7 @@ class LatentWindows:
     host whether a call has memory; `check_cancelled()` raises when the user pressed Cancel.
     """
 
-    context: SlidingContext
+    context: WindowSettings
     on_length: Callable[[int | None], None]
     fits: Callable[[list[int], object], bool]
     check_cancelled: Callable[[], None]

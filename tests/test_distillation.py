@@ -192,6 +192,24 @@ def test_the_students_half_changes_the_motion_module_alone(stage):
     assert all(p.grad is None for p in stage.judge.parameters())
 
 
+def test_in_its_head_start_the_discriminator_learns_alone(stage):
+    networks = stage.networks
+    networks.phase = networks.phase.model_copy(update={"discriminator_head_start": 2})
+    networks.stage = networks.stage.model_copy(update={"warmup": 3, "ema": 0.5})
+    run = phase.PhaseRun.start(networks)
+    before = stage.weights()
+    for iteration in range(2):
+        assert "loss_g" not in run.iterate(iteration, [stage.batches])
+    assert same(before["student"], copied(stage.student))
+    assert same(before["student"], before["student"] | run.average)
+    assert not same(before["judge"], copied(stage.judge))
+    assert "loss_g" in run.iterate(2, [stage.batches])
+    assert run.optimizer.param_groups[0]["lr"] == networks.phase.learning_rate / 4  # its first
+    for name, parameter in stage.student.named_parameters():
+        moved = before["student"][name].lerp(parameter.detach(), 1 - 1 / 10)
+        torch.testing.assert_close(run.average[name], moved)
+
+
 def test_the_discriminator_is_fresh_at_each_stage_and_d_prime_keeps_its_backbone(stage):
     fresh = copied(stage.judge)
     stage.run._update_judge(0, stage.batches)

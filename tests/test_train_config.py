@@ -5,7 +5,9 @@ import sys
 
 import pytest
 from animatediff_lightning.distill import cli, train_checks, train_config
+from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.distill.train_config import ConfigError, TrainConfig
+from animatediff_lightning.motion_module import checkpoint
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -99,6 +101,11 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
         (changed("stages", 3, "phases", 1, "renoise_weights", [1, 2]), "has 2 renoise_weights"),
         (changed("stages", 0, "renoise", [10]), "no discriminator that would see it"),
         (changed("stages", 0, "phases", [{"iterations": 1}] * 2), "only adversarial stages need"),
+        (
+            changed("stages", 1, "phases", 0, "discriminator_head_start", 1000),
+            "would learn nothing",
+        ),
+        (changed("stages", 0, "phases", 0, "discriminator_head_start", 1), "but no discriminator;"),
     ],
 )
 def test_impossible_schedules(table, sentence):
@@ -143,3 +150,16 @@ def test_the_fingerprint_does_not_know_where_a_run_lies():
     moved = config.model_copy(update={"out": config.out / "x", "keep": 9})
     other = TrainConfig.model_validate(changed("seed", 5))
     assert moved.digest() == config.digest() != other.digest()
+    started = changed("stages", 1, "phases", 0, "discriminator_head_start", 5)
+    assert TrainConfig.model_validate(started).digest() != config.digest()
+
+
+def test_a_run_from_before_there_was_a_head_start_is_known_again():
+    known = shipped_digest()
+    assert train_config.read(train_config.find("miniature_mse")).digest() == known
+
+
+def shipped_digest():
+    """Return the hash of the training that the bundled students tell of."""
+    (found,) = {checkpoint.load(shipped.student(n)).metadata["training"] for n in (8, 4, 2, 1)}
+    return found
