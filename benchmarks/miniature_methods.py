@@ -3,7 +3,7 @@
     python benchmarks/miniature_methods.py single       # the same stages on f_0 alone
     python benchmarks/miniature_methods.py consistency  # AnimateLCM's loss, as many iterations
 
-The bundled students are those of miniature_mse, so that is the config by default. Both take the
+By default with the stages of miniature_mse (--config miniature: those with D). Both take the
 clips of the README's section on distillation, and work under torchrun.
 """
 

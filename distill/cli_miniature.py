@@ -60,11 +60,14 @@ def pack(
 @miniature.command("pack-students")
 def pack_students(
     run: Annotated[Path, typer.Argument(help="Folder of a finished `train miniature...`.")],
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Of the students to take; give it again for more.")
+    ] = None,
 ) -> None:
     """Write a distillation's motion modules as they ship, and the model card anew."""
     from .miniature import shipped
 
-    for file in shipped.pack_students(run):
+    for file in shipped.pack_students(run, steps=steps or ()):
         print(f"wrote {file}")
 
 

@@ -64,6 +64,10 @@ def test_the_miniatures_students_are_packed_with_their_card(run, tmp_path):
     assert (known.steps, known.dtype) == (4, torch.float16)
     card = (tmp_path / "weights" / "README.md").read_text()
     assert "| `4step.safetensors` | 4 | 8 steps | adversarial | 6 |" in card
+    assert shipped.pack_students(run, tmp_path / "weights", [1]) == files[1:]
+    with pytest.raises(ValueError, match="holds no student for 2, 8 steps"):
+        shipped.pack_students(run, tmp_path / "nowhere", [1, 2, 8])
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_folder_without_students_is_named(tmp_path, capsys):

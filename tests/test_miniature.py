@@ -53,7 +53,8 @@ def test_without_the_motion_module_nothing_moves_as_told():
     assert scored("plain", None, steps=8)["motion"] <= 0.5
 
 
-@pytest.mark.parametrize("style", ["plain", "neon"])
+# not neon, the other unseen base: there the undistilled module hardly moves as told, see its card
+@pytest.mark.parametrize("style", ["plain", "wood"])
 def test_students_need_fewer_steps_on_bases_that_they_have_seen_and_not(module, style):
     for steps in (2, 1):
         known = checkpoint.load(shipped.student(steps))

@@ -6,7 +6,7 @@ cache when it is first asked for.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -85,14 +85,18 @@ def pack(build: Path, target: Path = WEIGHTS, names: Sequence[str] = tuple(style
     return target
 
 
-def pack_students(run: Path, target: Path = WEIGHTS) -> list[Path]:
-    """Write the students of a distillation of the miniature as they ship, and the card anew.
+def pack_students(run: Path, target: Path = WEIGHTS, steps: Collection[int] = ()) -> list[Path]:
+    """Write students of a distillation of the miniature as they ship, and the card anew.
 
-    run: the folder that `train` wrote. Raises ValueError where it holds no student.
+    run: the folder that `train` wrote; steps: of the students to take, none: of all that there
+    are. Raises ValueError where the run lacks one of them, and then writes nothing.
     """
+    found = {known.steps: known for known in students(run)}
+    if missing := [str(n) for n in steps if n not in found]:
+        raise ValueError(f"{run} holds no student for {', '.join(missing)} steps; train it first.")
     files = []
-    for known in students(run):
-        if known.steps in STUDENTS:
+    for known in found.values():
+        if known.steps in (steps or STUDENTS):
             file = target / student(known.steps).name
             checkpoint.save(known.build(dtype=torch.float16), file, metadata=known.metadata)
             files.append(file)
