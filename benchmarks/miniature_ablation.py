@@ -5,10 +5,9 @@
 
 Every arm changes one thing of `adversarial`: the last stage of the config `miniature`, shorter, at
 the papers' timesteps and t*, without D's head start, and always with the 2-step teacher, whose
-motion module D starts from, too. `still` holds the student
-where it starts, to see what D learns by itself; `without_ema` needs no training of its own. Two
-seeds an arm: what lies within the seeds' own spread is no difference. Writes
-benchmarks/results/miniature_ablation.csv and .md.
+motion module D starts from, too. `still` holds the student where it starts, to see what D learns by
+itself; `without_ema` needs no training of its own. Two seeds an arm: what lies within the seeds'
+own spread is no difference. Writes benchmarks/results/miniature_ablation.csv and .md.
 """
 
 import argparse

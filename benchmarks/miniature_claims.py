@@ -8,7 +8,7 @@
 
 first_stage: the student of 128 -> 32 steps, which has learned its teacher's guidance, at fewer
 steps: what the later stages have to beat. Held-out captions, the same seeds everywhere. Every cell
-is kept in --work, so that a run that was stopped goes on; methods that are not trained yet are left
+is kept in --work, so that a run that was stopped goes on; methods whose files are missing are left
 out and named. Processes may share the bases out (--base B --no-table), then once more for the
 tables. Writes benchmarks/results/miniature_claims.csv and .md, or --name's: the table of the
 adversarial students was made with --name miniature_adversarial, without single and consistency.
@@ -246,7 +246,7 @@ def main():
         "in the Kinetics I3D's logits, where it was asked for. better, worse: beyond two standard",
         "errors, paired by prompt and seed; else tie.",
         "",
-        *([f"Not trained, and so not in here: {', '.join(missing)}.", ""] if missing else []),
+        *([f"Not at hand, and so not in here: {', '.join(missing)}.", ""] if missing else []),
         *(
             line
             for ours in ("cross", "cross_mse")

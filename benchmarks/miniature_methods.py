@@ -1,4 +1,4 @@
-"""Train what the bundled distillation of the miniature is compared with, resumable like it.
+"""Train what a distillation of the miniature is compared with, resumable like it.
 
     python benchmarks/miniature_methods.py single       # the same stages on f_0 alone
     python benchmarks/miniature_methods.py consistency  # AnimateLCM's loss, as many iterations

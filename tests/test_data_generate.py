@@ -252,7 +252,8 @@ def test_the_commands_make_verify_and_show_clips(tmp_path, capsys):
     common = ["--base", "miniature:plain", "--motion-module", "miniature", "--out", str(out)]
     made = ["--miniature-captions", "2", "--steps", "1", "--at-once", "2", "--size", "16x16"]
     assert cli.main(["data", "generate", *common, *made]) == 0
-    assert "hold 2 clips" in capsys.readouterr().out
+    told = f"wrote 1 shard to {out}; the shards of all processes hold 2 clips."
+    assert told in capsys.readouterr().out
     assert cli.main(["data", "verify", str(out)]) == 0
     assert cli.main(["data", "stats", str(out), "--base", "miniature:plain"]) == 0
     assert "clips     2" in capsys.readouterr().out

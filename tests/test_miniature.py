@@ -53,8 +53,7 @@ def test_without_the_motion_module_nothing_moves_as_told():
     assert scored("plain", None, steps=8)["motion"] <= 0.5
 
 
-# not neon, the other unseen base: there the undistilled module hardly moves as told, see its card
-@pytest.mark.parametrize("style", ["plain", "wood"])
+@pytest.mark.parametrize("style", ["plain", "neon", "wood"])
 def test_students_need_fewer_steps_on_bases_that_they_have_seen_and_not(module, style):
     for steps in (2, 1):
         known = checkpoint.load(shipped.student(steps))
@@ -62,7 +61,8 @@ def test_students_need_fewer_steps_on_bases_that_they_have_seen_and_not(module, 
         undistilled = scored(style, module, steps, cfg=1, count=40)
         student = scored(style, known.build(dtype=torch.float32), steps, cfg=1, count=40)
         assert undistilled["chroma"] < student["chroma"] < 1.1
-        assert student["heading"] > undistilled["heading"]
+        if (style, steps) != ("neon", 2):  # a tie: benchmarks/results/miniature_adversarial.md
+            assert student["heading"] > undistilled["heading"]
 
 
 def test_the_four_step_student_passes_the_teachers_gates_on_f_0():
