@@ -7,24 +7,36 @@ from pathlib import Path
 from ..motion_module.files import atomic_path
 
 
-def claim(file: Path, told: Mapping[str, object], what: str) -> None:
+def claim(
+    file: Path, told: Mapping[str, object], what: str, begun: Mapping[str, int] | None = None
+) -> None:
     """Write down what will be in a file's folder, or find the same there.
 
-    told: what the folder's content depends on, as JSON has it; what: a noun, such as "a run".
-    Raises ValueError where the file tells otherwise.
+    told: what the folder's content depends on, as JSON has it; what: a noun, such as "a run";
+    begun: how many entries of a list have begun; those after them may change, and are written down
+    anew. Raises ValueError where the file tells otherwise.
     """
     wanted = json.loads(json.dumps(told))
-    if not file.is_file():
-        with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
-        return
-    found = json.loads(file.read_text(encoding="utf-8"))
-    other = [key for key in wanted if found.get(key) != wanted[key]]
-    if other:
-        raise ValueError(
-            f"{file.parent} holds {what} with other {', '.join(other)}; go on with the same "
-            "command, or choose another --out."
-        )
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if found == wanted:
+            return
+        counts = begun or {}
+        other = [
+            key for key in wanted
+            if _first(found.get(key), counts.get(key)) != _first(wanted[key], counts.get(key))
+        ]  # fmt: skip
+        if other:
+            raise ValueError(
+                f"{file.parent} holds {what} with other {', '.join(other)}; go on with the same "
+                "command, or choose another --out."
+            )
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+
+
+def _first(value: object, count: int | None) -> object:
+    return value if count is None else value[:count]
 
 
 def claim_shards(file: Path, told: Mapping[str, object], what: str) -> None:

@@ -51,9 +51,12 @@ class RunFolder:
     def claim(self, config: TrainConfig, pools: dict[str, str]) -> None:
         """Write down what is trained, or refuse the folder of something else with ValueError.
 
-        pools: the digest of each pool.
+        pools: the digest of each pool. Stages that have not begun may be other ones than when the
+        run was started.
         """
-        folder_record.claim(self.root / RUN, config.fingerprint() | {"clips": pools}, "a run")
+        told, newest = config.fingerprint() | {"clips": pools}, self.newest()
+        begun = {"stages": newest.stage + 1} if newest is not None else {}
+        folder_record.claim(self.root / RUN, told, "a run", begun)
         for folder in (self._checkpoints, self.root / "students"):
             for left in folder.glob(".*"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)

@@ -105,6 +105,22 @@ def test_a_finished_run_does_nothing_and_another_config_is_refused(undisturbed, 
     file.write_text(file.read_text().replace("cfg = 2.5", "cfg = 1.5"))
 
 
+def test_stages_that_have_not_begun_may_be_other_ones(undisturbed, clips, tmp_path, capsys):
+    folder, _ = undisturbed
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    text = file.read_text()
+    file.write_text(text.partition("[[stages]]\nteacher_steps = 2")[0])
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    file.write_text(text)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert curves(tmp_path / "out") == curves(folder)
+    for name, tensors in students(folder).items():
+        assert same(students(tmp_path / "out")[name], tensors), name
+    file.write_text(text.replace("no_caption = 0.2", "no_caption = 0.1"))
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    assert "holds a run with other stages" in capsys.readouterr().err
+
+
 def test_checkpointing_changes_nothing_but_memory(undisturbed, clips, tmp_path):
     folder, _ = undisturbed
     file = distil_files.write_config(
@@ -364,6 +380,26 @@ def test_killed_at_random_moments_it_ends_with_the_same_curve_and_weights(
     assert curves(tmp_path / "out") == curves(folder)
     for name, tensors in students(folder).items():
         assert same(students(tmp_path / "out")[name], tensors), name
+
+
+def test_a_run_goes_on_within_the_head_start_of_the_discriminator(clips, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for out in (undisturbed, killed):
+        file = distil_files.write_config(tmp_path / f"{out.name}.toml", out, clips, iterations=3)
+        text = file.read_text().replace("keep = 2", "keep = 99")
+        head = "[[stages.phases]]\n"
+        file.write_text(text.replace(head, head + "discriminator_head_start = 2\n", 1))
+    assert main(["train", str(tmp_path / "undisturbed.toml"), "--device", "cpu"]) == 0
+    shutil.copytree(undisturbed, killed)
+    (killed / "students" / "1step.safetensors").unlink()
+    for later in ("1-0-00000002", "1-0-00000003", *(f"1-1-0000000{i}" for i in (1, 2, 3))):
+        (killed / "checkpoints" / f"{later}.pt").unlink()
+    assert main(["train", str(tmp_path / "killed.toml"), "--device", "cpu"]) == 0
+    assert curves(killed) == curves(undisturbed)
+    losses = [row[4] for row in curves(killed) if row[:2] == ("1", "0")]
+    assert [bool(loss) for loss in losses] == [False, False, True]
+    for name, tensors in students(undisturbed).items():
+        assert same(students(killed)[name], tensors), name
 
 
 def test_what_a_kill_left_half_written_goes_and_damage_is_told(
