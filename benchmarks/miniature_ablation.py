@@ -45,6 +45,7 @@ def each_phase(stage, **changes):
 
 def adversarial(stage):
     """Return the stage as the papers have it, shortened, taught by the same teacher throughout."""
+    judged = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
     phases = [
         p.model_copy(
             update={
@@ -52,7 +53,7 @@ def adversarial(stage):
                 "discriminator_head_start": 0, "renoise_weights": weights,
             }
         )
-        for p, n, weights in zip(stage.phases, ITERATIONS, WEIGHTS, strict=True)
+        for p, n, weights in zip(judged, ITERATIONS, WEIGHTS, strict=True)
     ]  # fmt: skip
     update = {"phases": tuple(phases), "timesteps": TIMESTEPS, "renoise": RENOISE}
     return stage.model_copy(update=update)
@@ -68,7 +69,8 @@ def without_renoise(stage):
 
 
 def mse(stage):
-    return without_renoise(conditional_only(stage)).model_copy(update={"loss": "mse"})
+    stage = without_renoise(conditional_only(stage)).model_copy(update={"loss": "mse"})
+    return each_phase(stage, discriminator_learning_rate=None)
 
 
 ARMS = {

@@ -135,7 +135,7 @@ def run_phase(
     config, folder = loaded.config, loaded.folder
     stage = config.stages[moment.stage]
     part = stage.phases[moment.phase]
-    if stage.loss == "adversarial":
+    if stage.loss_of(part) == "adversarial":
         judge = make_judge(loaded, moment, judge)
     newest, iteration = folder.newest(), 0
     if newest is not None and (newest.stage, newest.phase) > (moment.stage, moment.phase):
@@ -147,7 +147,8 @@ def run_phase(
     if iteration < part.iterations:
         with _checkpointing(loaded, student, judge):
             _train(loaded, moment, under_way, iteration)
-    if moment.phase == len(stage.phases) - 1:
+    following = stage.phases[moment.phase + 1 : moment.phase + 2]
+    if all(stage.loss_of(f) != stage.loss_of(part) for f in following):  # or the stage's end
         under_way.result()
     return judge
 
@@ -197,7 +198,7 @@ def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) 
     curves = Curves(folder.root, Place(moment.stage, moment.phase, iteration)) if first else None
     saved = time.monotonic()
     label = stage.name
-    if stage.loss == "adversarial":
+    if stage.loss_of(part) == "adversarial":
         label += ", D" if part.conditional else ", D'"
     bar = tqdm(
         total=part.iterations, initial=iteration, desc=label, disable=None if first else True,

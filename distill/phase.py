@@ -39,10 +39,12 @@ class PhaseRun:
         student = networks.plain_student.motion_module
         judge = None
         if networks.judge is not None:
-            judge = _adam(networks.plain_judge, phase.rate_of_discriminator, stage)
+            judge = _adam(
+                networks.plain_judge, phase.rate_of_discriminator, stage, stage.adam_betas(phase)
+            )
         average = {k: p.detach().clone() for k, p in student.named_parameters()}
         return cls(
-            networks, _adam(student, phase.learning_rate, stage), judge,
+            networks, _adam(student, phase.learning_rate, stage, stage.adam_betas(phase)), judge,
             average if stage.ema else {},
         )  # fmt: skip
 
@@ -88,7 +90,7 @@ class PhaseRun:
         return figures
 
     def result(self) -> MotionModule:
-        """Return the student that the stage ends with: the averaged one where there is one."""
+        """Return what the student has learned by one loss: the average where there is one."""
         student = self.networks.plain_student.motion_module
         with torch.no_grad():
             for name, parameter in student.named_parameters():
@@ -108,7 +110,7 @@ class PhaseRun:
         loss = {
             "mse": updates.mse_loss, "consistency": updates.consistency_loss,
             "adversarial": updates.generator_loss,
-        }[networks.stage.loss]  # fmt: skip
+        }[networks.stage.loss_of(networks.phase)]  # fmt: skip
         found = updates.accumulate(networks, networks.student, batch, loss)
         start, rate = networks.phase.discriminator_head_start, networks.phase.learning_rate
         norm = self._step(self.optimizer, networks.student, iteration, rate, start)
@@ -149,9 +151,11 @@ class PhaseRun:
         self.doubtless = self.doubtless + 1 if sure else 0
 
 
-def _adam(module: nn.Module, rate: float, stage: Stage) -> torch.optim.Optimizer:
+def _adam(
+    module: nn.Module, rate: float, stage: Stage, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        module.parameters(), rate, betas=stage.adam_betas, weight_decay=stage.weight_decay
+        module.parameters(), rate, betas=betas, weight_decay=stage.weight_decay
     )
 
 

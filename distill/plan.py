@@ -68,7 +68,8 @@ def memory(config: TrainConfig, stage: Stage, networks: Networks) -> float:
     )  # fmt: skip
     activations = memory_estimate.of_student(networks.unet, networks.motion_module, shapes)
     if stage.loss == "adversarial":
-        judges = [_judge(config, networks, p.conditional) for p in stage.phases]
+        phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
+        judges = [_judge(config, networks, p.conditional) for p in phases]
         weights += max(memory_estimate.trained(memory_estimate.count(j), False) for j in judges)
         of_judges = [
             memory_estimate.of_discriminator(networks.unet, j, shapes, states=1) for j in judges

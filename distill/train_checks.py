@@ -12,7 +12,13 @@ from . import batches, sd15_config
 from .clip_pool import ClipPool
 from .named_models import base_path, motion_module_path
 from .run_folder import RunFolder
-from .train_config import ConfigError, Stage, TrainConfig
+from .train_config import ConfigError, Phase, Stage, TrainConfig
+
+# keys of a phase that its discriminator alone reads
+_OF_DISCRIMINATOR = (
+    "discriminator_learning_rate", "discriminator_steps", "discriminator_head_start",
+    "renoise_weights",
+)  # fmt: skip
 
 
 def check(config: TrainConfig, world_size: int) -> None:
@@ -133,6 +139,12 @@ def _of_steps(where: str, stage: Stage) -> Iterator[str]:
     if stage.loss != "adversarial" and len(stage.phases) > 1:
         count = len(stage.phases)
         yield f"{where} has {count} phases, which only adversarial stages need; keep one."
+    losses = [stage.loss_of(p) for p in stage.phases]
+    if losses[-1] != stage.loss or losses != sorted(losses, key=lambda loss: loss == stage.loss):
+        yield (
+            f"{where} has phases with the losses {', '.join(losses)}; those with mse come before "
+            f"those with the stage's {stage.loss}."
+        )
     for number, part in enumerate(stage.phases):
         if part.renoise_weights and len(part.renoise_weights) != len(stage.renoise):
             yield (
@@ -145,10 +157,18 @@ def _of_steps(where: str, stage: Stage) -> Iterator[str]:
                 f"discriminator_head_start of {part.discriminator_head_start}, so that the student "
                 "would learn nothing; lower it."
             )
-        if part.discriminator_head_start and stage.loss != "adversarial":
-            yield f"{where} has a discriminator_head_start, but no discriminator; remove it."
+        in_vain = [key for key in _OF_DISCRIMINATOR if getattr(part, key) != _default(key)]
+        if in_vain and losses[number] != "adversarial":
+            yield (
+                f"{where}.phases.{number} has {' and '.join(in_vain)}, but no discriminator; "
+                "remove it."
+            )
     if stage.renoise and stage.loss != "adversarial":
         yield f"{where} has renoise, but no discriminator that would see it; remove it."
+
+
+def _default(key: str) -> object:
+    return Phase.model_fields[key].default
 
 
 def _teachers(stage: Stage) -> list[int]:

@@ -78,13 +78,15 @@ class DiscriminatorTable(_Table):
 class Phase(_Table):
     """Part of a stage with one discriminator and one pair of optimisers, both fresh.
 
-    conditional: D sees x_t too, else it is D'; teacher_steps: of a teacher that skips a level,
-    None: the stage's; discriminator_steps: updates of D for one of the student [open: 1];
+    loss: "mse" before the phases with D, None: the stage's [open: None]; conditional: D sees x_t
+    too, else it is D'; teacher_steps: of a teacher that skips a level, None: the stage's;
+    discriminator_steps: updates of D for one of the student [open: 1];
     discriminator_head_start: the first iterations, in which D alone learns [open: 0];
     renoise_weights: relative frequency of each t*.
     """
 
     iterations: Count
+    loss: Literal["mse"] | None = None
     conditional: bool = True
     learning_rate: Rate = 5e-7
     discriminator_learning_rate: Rate | None = None
@@ -122,9 +124,12 @@ class Stage(_Table):
     clip: Annotated[float, Field(ge=0)] = 0.0
     no_caption: Share = 0.0
 
-    @property
-    def adam_betas(self) -> tuple[float, float]:
-        return self.betas or ((0.0, 0.99) if self.loss == "adversarial" else (0.9, 0.999))
+    def loss_of(self, phase: Phase) -> str:
+        return phase.loss or self.loss
+
+    def adam_betas(self, phase: Phase) -> tuple[float, float]:
+        """Return the betas of a phase's optimisers."""
+        return self.betas or ((0.0, 0.99) if self.loss_of(phase) == "adversarial" else (0.9, 0.999))
 
     @property
     def name(self) -> str:
@@ -180,12 +185,14 @@ class TrainConfig(_Table):
     def fingerprint(self) -> dict[str, object]:
         """Return what the trained weights depend on, as JSON has it.
 
-        Without a head start of 0, so that runs from before there was one are known again.
+        Without keys that are newer than the first runs where they change nothing, so that those
+        runs are known again.
         """
         told = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
         for part in (p for stage in told["stages"] for p in stage["phases"]):
-            if not part["discriminator_head_start"]:
-                del part["discriminator_head_start"]
+            for newer in ("discriminator_head_start", "loss"):
+                if not part[newer]:
+                    del part[newer]
         return told
 
     def digest(self) -> str:

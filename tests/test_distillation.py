@@ -402,6 +402,44 @@ def test_a_run_goes_on_within_the_head_start_of_the_discriminator(clips, tmp_pat
         assert same(students(killed)[name], tensors), name
 
 
+def test_a_stage_begins_with_mse_and_the_discriminator_judges_what_that_has_averaged(
+    clips, tmp_path
+):
+    folder = tmp_path / "out"
+    file = distil_files.write_config(tmp_path / "run.toml", folder, clips)
+    text = file.read_text().replace("keep = 2", "keep = 99")
+    text = text.replace("no_caption = 0.2", "ema = 0.5")
+    before, after = (
+        '[[stages.phases]]\niterations = 2\nloss = "mse"\nlearning_rate = 1e-3\n',
+        ("discriminator_head_start = 1\n"),
+    )
+    head = "[[stages.phases]]\n"
+    file.write_text(text.replace(head, before + head + after, 1))
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    judged = [bool(row[3]) for row in curves(folder) if row[0] == "1"]
+    assert judged == [False, False, True, True, True, True]
+
+    states = {
+        f.stem: torch.load(f, weights_only=True) for f in (folder / "checkpoints").iterdir()
+    }  # fmt: skip
+    first, second = states["1-0-00000002"], states["1-1-00000001"]
+    assert first["judge"] is None
+    averaged = first["student"] | first["average"]
+    assert not same(averaged, first["student"])
+    assert same(averaged, second["student"])
+    assert second["optimizer"]["param_groups"][0]["betas"] == (0.0, 0.99)
+    assert first["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
+
+    whole = students(folder), curves(folder)
+    (folder / "students" / "1step.safetensors").unlink()
+    for place in states:
+        if place > "1-0-00000002":
+            (folder / "checkpoints" / f"{place}.pt").unlink()
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert curves(folder) == whole[1]
+    assert same(students(folder)["1step.safetensors"], whole[0]["1step.safetensors"])
+
+
 def test_what_a_kill_left_half_written_goes_and_damage_is_told(
     undisturbed, clips, tmp_path, capsys
 ):

@@ -48,8 +48,10 @@ def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name):
 def test_the_papers_numbers():
     config = train_config.read(train_config.find("paper"))
     mse, first, *_ = config.stages
-    assert (mse.cfg, mse.adam_betas, mse.phases[0].learning_rate) == (7.5, (0.9, 0.999), 1e-5)
-    assert (first.cfg, first.adam_betas, first.weight_decay) == (1.0, (0.0, 0.99), 0.0)
+    assert (mse.cfg, mse.phases[0].learning_rate) == (7.5, 1e-5)
+    assert mse.adam_betas(mse.phases[0]) == (0.9, 0.999)
+    assert first.adam_betas(first.phases[0]) == (0.0, 0.99)
+    assert (first.cfg, first.weight_decay) == (1.0, 0.0)
     assert {p.learning_rate for s in config.stages[1:] for p in s.phases} == {5e-7}
     assert [[p.conditional for p in s.phases] for s in config.stages[1:]] == [[True, False]] * 4
     assert (config.global_batch, config.clips_per_rank, config.dtype) == (256, 1, "bfloat16")
@@ -106,6 +108,23 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
             "would learn nothing",
         ),
         (changed("stages", 0, "phases", 0, "discriminator_head_start", 1), "but no discriminator;"),
+        (
+            changed(
+                "stages",
+                1,
+                "phases",
+                [{"iterations": 1, "loss": "mse", "discriminator_steps": 2}, {"iterations": 1}],
+            ),
+            "stages.1.phases.0 has discriminator_steps, but no discriminator;",
+        ),
+        (
+            changed("stages", 1, "phases", [{"iterations": 1}, {"iterations": 1, "loss": "mse"}]),
+            "losses adversarial, mse; those with mse come before those with the stage's advers",
+        ),
+        (
+            changed("stages", 1, "phases", [{"iterations": 1, "loss": "mse"}]),
+            "losses mse; those with mse come before",
+        ),
     ],
 )
 def test_impossible_schedules(table, sentence):
@@ -152,6 +171,8 @@ def test_the_fingerprint_does_not_know_where_a_run_lies():
     assert moved.digest() == config.digest() != other.digest()
     started = changed("stages", 1, "phases", 0, "discriminator_head_start", 5)
     assert TrainConfig.model_validate(started).digest() != config.digest()
+    warmed = changed("stages", 1, "phases", 0, "loss", "mse")
+    assert TrainConfig.model_validate(warmed).digest() != config.digest()
 
 
 def test_a_run_from_before_there_was_a_head_start_is_known_again():
