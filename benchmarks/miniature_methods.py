@@ -19,13 +19,8 @@ RATE = 2e-5  # of the consistency student; at the others' 2e-4 its loss doubled 
 
 
 def single(config):
-    """Return the cross-model config on f_0 alone, all clips of a step in one forward."""
-    return config.model_copy(
-        update={
-            "slots": config.slots[:1], "clips_per_rank": config.global_batch,
-            "out": Path("runs/distill_single"),
-        }
-    )  # fmt: skip
+    """Return the cross-model config on f_0 alone."""
+    return config.model_copy(update={"slots": config.slots[:1], "out": Path("runs/distill_single")})
 
 
 def consistency(config):

@@ -51,12 +51,14 @@ class RunFolder:
     def claim(self, config: TrainConfig, pools: dict[str, str]) -> None:
         """Write down what is trained, or refuse the folder of something else with ValueError.
 
-        pools: the digest of each pool. Stages after the last that has left a checkpoint or a
-        student may be other ones than when the run was started.
+        pools: the digest of each pool. What may be otherwise than when the run was started: stages
+        after the last that has left a checkpoint or a student, and, as the number of processes,
+        how many clips go through a forward.
         """
         done = [i for i, stage in enumerate(config.stages) if self.student(stage.name).is_file()]
         begun = max([*done, *(place.stage for place in self.places())], default=-1) + 1
         told = config.fingerprint() | {"clips": pools}
+        del told["clips_per_rank"]
         folder_record.claim(self.root / RUN, told, "a run", {"stages": begun})
         for folder in (self._checkpoints, self.root / "students"):
             for left in folder.glob(".*"):  # of a process that was killed while it wrote

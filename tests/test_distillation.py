@@ -14,6 +14,7 @@ import torch
 from animatediff_lightning.distill import distillation, distributed, phase, train_config, updates
 from animatediff_lightning.distill.batches import Moment
 from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.run_folder import RunFolder
 from animatediff_lightning.distill.student import MovingBase
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
@@ -119,6 +120,17 @@ def test_stages_that_have_not_begun_may_be_other_ones(undisturbed, clips, tmp_pa
     file.write_text(text.replace("no_caption = 0.2", "no_caption = 0.1"))
     assert main(["train", str(file), "--device", "cpu"]) == 2
     assert "holds a run with other stages" in capsys.readouterr().err
+
+
+def test_another_number_of_clips_a_forward_is_the_same_run(clips, tmp_path):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    config, folder = train_config.read(file), RunFolder(tmp_path / "out")
+    folder.claim(config, {"plain": "a"})
+    folder.claim(config.model_copy(update={"clips_per_rank": 4}), {"plain": "a"})
+    with pytest.raises(ValueError, match="a run with other global_batch;"):
+        folder.claim(config.model_copy(update={"global_batch": 4}), {"plain": "a"})
+    with pytest.raises(ValueError, match="a run with other clips;"):
+        folder.claim(config, {"plain": "b"})
 
 
 def test_checkpointing_changes_nothing_but_memory(undisturbed, clips, tmp_path):
