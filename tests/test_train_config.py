@@ -32,14 +32,15 @@ def schedule_problems(table):
     return list(train_checks.of_schedule(TrainConfig.model_validate(table)))
 
 
-@pytest.mark.parametrize("name", ["paper", "miniature"])
-def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name):
+@pytest.mark.parametrize(("name", "last"), [("paper", "adversarial"), ("miniature", "mse")])
+def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name, last):
     config = train_config.read(train_config.find(name))
     assert len(config.slots) == 8
     assert len(config.bases) == 6
     assert [config.base_index(i) for i in range(8)] == [0, 0, 1, 2, 3, 3, 4, 5]
     assert [(s.teacher_steps, s.student_steps, s.loss) for s in config.stages] == [
-        (128, 32, "mse"), *((n, m, "adversarial") for n, m in ((32, 8), (8, 4), (4, 2), (2, 1)))
+        (128, 32, "mse"), (32, 8, "adversarial"), (8, 4, "adversarial"), (4, 2, "adversarial"),
+        (2, 1, last),
     ]  # fmt: skip
     assert list(train_checks.of_schedule(config)) == []
     assert list(train_checks.of_layout(config, 8)) == []
@@ -176,6 +177,15 @@ def test_the_fingerprint_does_not_know_where_a_run_lies():
 
 
 def test_a_run_from_before_there_was_a_head_start_is_known_again():
-    # what the bundled 1-step student, which was trained before, tells of its training
-    known = checkpoint.load(shipped.student(1)).metadata["training"]
+    known = "833a00159df2"  # what students of then tell of their training
     assert train_config.read(train_config.find("miniature_mse")).digest() == known
+
+
+def test_the_bundled_students_are_of_the_bundled_config():
+    config = train_config.read(train_config.find("miniature"))
+    known = checkpoint.load(shipped.student(1)).metadata  # of the last stage
+    assert known["training"] == config.digest()
+    for stage in config.stages[1:]:
+        known = checkpoint.load(shipped.student(stage.student_steps)).metadata
+        assert (known["loss"], int(known["teacher_steps"])) == (stage.loss, stage.teacher_steps)
+        assert int(known["iterations"]) == sum(p.iterations for p in stage.phases)

@@ -55,7 +55,7 @@ _STUDENTS = """## Distilled
 
 `train` made these motion modules of the undistilled one, on clips that `data generate` made;
 {global_batch} clips a step; they want cfg 1. Seen base models: {bases}. How good they are:
-`benchmarks/results/miniature_adversarial.md`.
+`benchmarks/results/miniature_claims.md`.
 
 | file | steps | taught by | loss | iterations |
 |---|---|---|---|---|
