@@ -3,11 +3,12 @@
     animatediff-lightning train miniature_mse      # its 2-step student is where every arm starts
     python benchmarks/miniature_ablation.py        # resumable; --arm and --seed pick, --no-table
 
-Every arm changes one thing of `adversarial`: the last stage of the config `miniature`, shorter, at
-the papers' timesteps and t*, without D's head start, and always with the 2-step teacher, whose
-motion module D starts from, too. `still` holds the student where it starts, to see what D learns by
-itself; `without_ema` needs no training of its own. Two seeds an arm: what lies within the seeds'
-own spread is no difference. Writes benchmarks/results/miniature_ablation.csv and .md.
+Every arm changes one thing of `adversarial`: what D does in the last stage of `discriminator`
+(miniature_methods.py), shorter, at the papers' timesteps and t*, without D's head start, and always
+with the 2-step teacher, whose motion module D starts from, too. `still` holds the student where it
+starts, to see what D learns by itself; `without_ema` needs no training of its own. Two seeds an
+arm: what lies within the seeds' own spread is no difference. Writes
+benchmarks/results/miniature_ablation.csv and .md.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import miniature_claims as claims
+import miniature_methods
 import numpy as np
 import torch
 from animatediff_lightning.distill import distillation, train_config
@@ -100,7 +102,8 @@ class Run:
     def student(self):
         """Train what is missing and return the student's file."""
         config = train_config.read(train_config.find("miniature"))
-        stage = ARMS[FREE.get(self.arm, self.arm)](adversarial(config.stages[-1]))
+        stage = adversarial(miniature_methods.discriminator(config).stages[-1])
+        stage = ARMS[FREE.get(self.arm, self.arm)](stage)
         config = config.model_copy(
             update={
                 "stages": (stage,), "teacher": str(self.start), "out": self.folder,
