@@ -39,12 +39,10 @@ class PhaseRun:
         student = networks.plain_student.motion_module
         judge = None
         if networks.judge is not None:
-            judge = _adam(
-                networks.plain_judge, phase.rate_of_discriminator, stage, stage.adam_betas(phase)
-            )
+            judge = _adam(networks.plain_judge, phase.rate_of_discriminator, stage, phase)
         average = {k: p.detach().clone() for k, p in student.named_parameters()}
         return cls(
-            networks, _adam(student, phase.learning_rate, stage, stage.adam_betas(phase)), judge,
+            networks, _adam(student, phase.learning_rate, stage, phase), judge,
             average if stage.ema else {},
         )  # fmt: skip
 
@@ -151,11 +149,9 @@ class PhaseRun:
         self.doubtless = self.doubtless + 1 if sure else 0
 
 
-def _adam(
-    module: nn.Module, rate: float, stage: Stage, betas: tuple[float, float]
-) -> torch.optim.Optimizer:
+def _adam(module: nn.Module, rate: float, stage: Stage, phase: Phase) -> torch.optim.Optimizer:
     return torch.optim.AdamW(
-        module.parameters(), rate, betas=betas, weight_decay=stage.weight_decay
+        module.parameters(), rate, betas=stage.adam_betas(phase), weight_decay=stage.weight_decay
     )
 
 

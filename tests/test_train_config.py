@@ -110,12 +110,9 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
         ),
         (changed("stages", 0, "phases", 0, "discriminator_head_start", 1), "but no discriminator;"),
         (
-            changed(
-                "stages",
-                1,
-                "phases",
-                [{"iterations": 1, "loss": "mse", "discriminator_steps": 2}, {"iterations": 1}],
-            ),
+            changed("stages", 1, "phases", [
+                {"iterations": 1, "loss": "mse", "discriminator_steps": 2}, {"iterations": 1},
+            ]),
             "stages.1.phases.0 has discriminator_steps, but no discriminator;",
         ),
         (
@@ -127,7 +124,7 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
             "losses mse; those with mse come before",
         ),
     ],
-)
+)  # fmt: skip
 def test_impossible_schedules(table, sentence):
     assert any(sentence in problem for problem in schedule_problems(table))
 
