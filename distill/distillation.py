@@ -65,7 +65,6 @@ def run(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
     quiet_libraries()
     distributed.start(device)
     try:
-        train_checks.check(config, distributed.world_size())
         loaded = load(config, device, resume)
         for index in range(len(config.stages)):
             run_stage(loaded, index)
@@ -74,11 +73,11 @@ def run(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
 
 
 def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
-    """Load this process's base models, frozen, and the pools, and claim the folder."""
+    """Check a config, load this process's base models, frozen, and claim the folder."""
+    pools = train_checks.check(config, distributed.world_size())
     folder = RunFolder(config.out)
     if not resume and folder.newest() is not None:
         raise ValueError(f"{config.out} holds a run; choose another --out, or --resume auto.")
-    pools = {name: ClipPool(pool.shards) for name, pool in config.pools.items()}
     parts = batches.parts(config, distributed.rank(), distributed.world_size())
     load_once = functools.cache(functools.partial(_load_base, config, device))
     slots = sorted({slot for slot, _ in parts})

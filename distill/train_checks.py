@@ -21,11 +21,19 @@ _OF_DISCRIMINATOR = (
 )  # fmt: skip
 
 
-def check(config: TrainConfig, world_size: int) -> None:
-    """Raise ConfigError with every problem of a config on so many processes."""
-    problems = [*of_schedule(config), *of_layout(config, world_size), *of_files(config)]
+def check(config: TrainConfig, world_size: int) -> dict[str, ClipPool]:
+    """Return a config's pools, opened; ConfigError with every problem on so many processes."""
+    opened = {n: _attempt(lambda p=p: ClipPool(p.shards)) for n, p in config.pools.items()}
+    pools = {name: pool for name, (pool, _) in opened.items() if pool is not None}
+    problems = [
+        *of_schedule(config),
+        *of_layout(config, world_size),
+        *(problem for _, problems in opened.values() for problem in problems),
+        *of_files(config, pools),
+    ]
     if problems:
         raise ConfigError(problems)
+    return pools
 
 
 def teacher_file(config: TrainConfig, index: int, steps: int) -> Path:
@@ -77,8 +85,8 @@ def of_layout(config: TrainConfig, world_size: int) -> Iterator[str]:
         yield str(error)
 
 
-def of_files(config: TrainConfig) -> Iterator[str]:
-    """Yield what is wrong with the motion modules, base models and clips, or with their fit."""
+def of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
+    """Yield what is wrong with the motion modules and base models, and how the clips fit them."""
     channels: dict[str, int] = {}
     modules: dict[str, MotionCheckpoint] = {}
     for name in dict.fromkeys([config.teacher, config.discriminator_motion_module]):
@@ -96,14 +104,11 @@ def of_files(config: TrainConfig) -> Iterator[str]:
             module = modules[wanted]
             _, problem = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
             yield from problem
-    for name, pool in config.pools.items():
-        found, problem = _attempt(lambda p=pool: ClipPool(p.shards))
+    size = max(1, config.clips_per_slot)
+    for name, pool in pools.items():
+        yield from _of_shapes(config, name, pool, channels)
+        _, problem = _attempt(lambda p=pool: p.group(0, size, (0,)))
         yield from problem
-        if found is not None:
-            yield from _of_shapes(config, name, found, channels)
-            size = max(1, config.clips_per_slot)
-            _, problem = _attempt(lambda p=found, n=size: p.group(0, n, (0,)))
-            yield from problem
 
 
 def empty_unet(base: Path) -> UNet2DConditionModel:

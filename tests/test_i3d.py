@@ -62,6 +62,21 @@ def test_a_pool_does_not_see_its_padding():
     assert (pooled == -1).all()
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [
+        ((1, 3, 3), (1, 2, 2)),
+        ((3, 3, 3), (2, 2, 2)),
+        ((3, 3, 3), (1, 1, 1)),
+        ((2, 2, 2), (2, 2, 2)),
+    ],
+)
+def test_a_pool_is_torchs_own(kernel, stride):
+    x = torch.randn(2, 3, 5, 8, 7)
+    padded = i3d.SamePad(kernel, stride, float("-inf"))(x)
+    assert torch.equal(i3d.Pool(kernel, stride)(x), nn.MaxPool3d(kernel, stride)(padded))
+
+
 def test_frames_are_resized_as_tensorflow_1_does():
     frames = torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8)
     frames[..., 1, :] = 255  # the right column
