@@ -1,13 +1,13 @@
-"""Choices that the papers leave open, each on the miniature's last stage, 2 -> 1, from one start.
+"""Choices that the papers leave open, on the miniature's stages 8 -> 4 and 2 -> 1.
 
-    animatediff-lightning train miniature_mse      # its 2-step student is where every arm starts
-    python benchmarks/miniature_ablation.py        # resumable; --arm and --seed pick, --no-table
+    python benchmarks/miniature_ablation.py    # resumable; --steps, --arm, --seed pick; --no-table
 
-Every arm changes one thing of `adversarial`: what D does in the last stage of `discriminator`
-(miniature_methods.py), shorter, at the papers' timesteps and t*, without D's head start, and always
-with the 2-step teacher, whose motion module D starts from, too. `still` holds the student where it
-starts, to see what D learns by itself; `without_ema` needs no training of its own. Two seeds an
-arm: what lies within the seeds' own spread is no difference. Writes
+Takes the clips of the README's section on distillation. Every arm starts from the shipped student
+of twice the steps, which is its teacher, too, and whose motion module D starts from; it updates the
+student as often as all the others do, and changes one thing of `adversarial`: a head start for D,
+then D, then a head start for D', then D'; on 2 -> 1 at the papers' timesteps and t*. `without_ema`
+is another look at that arm, `start` is the student that every arm begins with, at half its steps.
+Two seeds an arm: what lies within the seeds' own spread is no difference. Writes
 benchmarks/results/miniature_ablation.csv and .md.
 """
 
@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import miniature_claims as claims
-import miniature_methods
 import numpy as np
 import torch
 from animatediff_lightning.distill import distillation, train_config
@@ -25,18 +24,35 @@ from animatediff_lightning.distill.base_models import quiet_libraries
 from animatediff_lightning.distill.devices import my_device
 from animatediff_lightning.distill.miniature import metrics, shipped
 from animatediff_lightning.distill.run_folder import RunFolder
+from animatediff_lightning.distill.train_config import Phase, Stage
 from animatediff_lightning.motion_module import checkpoint
 
-ITERATIONS = (80, 40)  # of the conditional and of the unconditional phase
-RATE = 2e-5  # of the student
-TIMESTEPS, RENOISE = (250, 500, 750, 1000), (10, 250, 500, 750)
+UPDATES = (40, 30)  # of the student, in the conditional and in the unconditional phase
+HEAD_STARTS = (40, 10)  # iterations before them, of D alone
+RATE, RATE_OF_D, EMA = 1e-5, 3e-4, 0.98  # as in distill/configs/miniature.toml
+TIMESTEPS, RENOISE = (250, 500, 750, 1000), (10, 250, 500, 750)  # of 2 -> 1
 WEIGHTS = ((), (5.0, 1.0, 1.0, 1.0))  # of each t*, in each phase
 BASES = ("plain", "toon", "neon")  # two seen, one not
-START = Path("runs/distill_mse/students/2step.safetensors")
-FIGURES = ("frechet", "strict", "motion", "jerk", "chroma")
-REFERENCE = "adversarial"
-COLUMNS = ("arm", "seed", "base", "n", *FIGURES, "d_gap", "d_gap_error")
-LAST = 40  # updates whose mean d_gap is told
+FIGURES = ("frechet", "frechet_teacher", "strict", "motion", "jerk", "chroma")
+REFERENCE, START, WITHOUT_EMA = "adversarial", "start", "without_ema"
+COLUMNS = ("steps", "arm", "seed", "base", "n", *FIGURES, "d_gap", "d_gap_error")
+
+
+def adversarial(steps):
+    """Return a stage that halves the steps, against D and then D'."""
+    phases = tuple(
+        Phase(
+            iterations=head_start + updates, discriminator_head_start=head_start,
+            conditional=conditional, learning_rate=RATE, discriminator_learning_rate=RATE_OF_D,
+            renoise_weights=weights if steps == 1 else (),
+        )
+        for head_start, updates, conditional, weights in zip(
+            HEAD_STARTS, UPDATES, (True, False), WEIGHTS, strict=True
+        )
+    )  # fmt: skip
+    last = {"timesteps": TIMESTEPS, "renoise": RENOISE} if steps == 1 else {}
+    return Stage(teacher_steps=2 * steps, student_steps=steps, loss="adversarial", phases=phases,
+                 ema=EMA, **last)  # fmt: skip
 
 
 def each_phase(stage, **changes):
@@ -45,24 +61,13 @@ def each_phase(stage, **changes):
     return stage.model_copy(update={"phases": phases})
 
 
-def adversarial(stage):
-    """Return the stage as the papers have it, shortened, taught by the same teacher throughout."""
-    judged = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
-    phases = [
-        p.model_copy(
-            update={
-                "iterations": n, "teacher_steps": None, "learning_rate": RATE,
-                "discriminator_head_start": 0, "renoise_weights": weights,
-            }
-        )
-        for p, n, weights in zip(judged, ITERATIONS, WEIGHTS, strict=True)
-    ]  # fmt: skip
-    update = {"phases": tuple(phases), "timesteps": TIMESTEPS, "renoise": RENOISE}
-    return stage.model_copy(update=update)
+def two_discriminator_updates(stage):
+    return each_phase(stage, discriminator_steps=2)
 
 
 def conditional_only(stage):
-    phase = stage.phases[0].model_copy(update={"iterations": sum(ITERATIONS)})
+    iterations = HEAD_STARTS[0] + sum(UPDATES)
+    phase = stage.phases[0].model_copy(update={"iterations": iterations})
     return stage.model_copy(update={"phases": (phase,)})
 
 
@@ -71,49 +76,53 @@ def without_renoise(stage):
 
 
 def mse(stage):
-    stage = without_renoise(conditional_only(stage)).model_copy(update={"loss": "mse"})
-    return each_phase(stage, discriminator_learning_rate=None)
+    phase = Phase(iterations=sum(UPDATES), learning_rate=RATE)
+    return stage.model_copy(update={"loss": "mse", "phases": (phase,)})
 
 
-ARMS = {
-    REFERENCE: lambda stage: stage,
-    "two_discriminator_updates": lambda stage: each_phase(stage, discriminator_steps=2),
-    "conditional_only": conditional_only,
-    "without_renoise": without_renoise,
-    "mse": mse,
-    "still": lambda stage: each_phase(stage, learning_rate=1e-12),
+CHANGES = {
+    f.__name__: f for f in (two_discriminator_updates, conditional_only, without_renoise, mse)
 }
-FREE = {"without_ema": REFERENCE}  # arms that are another look at a trained one
+ARMS = {  # of each number of the student's steps, in the order of the table
+    4: (REFERENCE, "two_discriminator_updates", "conditional_only", "mse", WITHOUT_EMA, START),
+    1: (REFERENCE, "without_renoise", START),
+}
 
 
 @dataclass(frozen=True)
 class Run:
     """An arm under a seed."""
 
+    steps: int
     arm: str
     seed: int
     root: Path
-    start: Path
+
+    @property
+    def teacher(self):
+        return shipped.student(2 * self.steps)
 
     @property
     def folder(self):
-        return self.root / f"{FREE.get(self.arm, self.arm)}-{self.seed}"
+        trained = REFERENCE if self.arm == WITHOUT_EMA else self.arm
+        return self.root / f"{self.steps}step" / f"{trained}-{self.seed}"
 
     def student(self):
         """Train what is missing and return the student's file."""
-        config = train_config.read(train_config.find("miniature"))
-        stage = adversarial(miniature_methods.discriminator(config).stages[-1])
-        stage = ARMS[FREE.get(self.arm, self.arm)](stage)
-        config = config.model_copy(
+        if self.arm == START:
+            return self.teacher
+        stage = adversarial(self.steps)
+        stage = CHANGES[self.arm](stage) if self.arm in CHANGES else stage
+        config = train_config.read(train_config.find("miniature")).model_copy(
             update={
-                "stages": (stage,), "teacher": str(self.start), "out": self.folder,
+                "stages": (stage,), "teacher": str(self.teacher), "out": self.folder,
                 "seed": self.seed, "sheet_every": 0,
             }
         )  # fmt: skip
         folder = RunFolder(self.folder)
         if not folder.student(stage.name).is_file():
             distillation.run(config, my_device("auto"))
-        if self.arm not in FREE:
+        if self.arm != WITHOUT_EMA:
             return folder.student(stage.name)
         file = self.folder / f"{self.arm}.safetensors"
         module = checkpoint.load(folder.student(stage.name)).build(dtype=torch.float32)
@@ -122,24 +131,30 @@ class Run:
 
 
 def measure(run, student, base, options, scenes):
-    """Return a line of the table: one run's student at one step on one base."""
+    """Return a line of the table: one run's student at its steps on one base."""
+    name = f"{run.arm}-{run.seed}"
     cells = [
-        claims.Cell(f"{run.arm}-{run.seed}", student, base, "euler", 1, 1.0),
+        claims.Cell(name, student, base, "euler", run.steps, 1.0),
         claims.Cell(
             "teacher", shipped.motion_module(), base, "euler", claims.TEACHER_STEPS, claims.CFG
         ),
+        claims.Cell("cross", run.teacher, base, "euler", 2 * run.steps, 1.0),
     ]
-    found, teacher = (claims.measure(cell, options, scenes, None) for cell in cells)
-    means = {f: found[f].mean() for f in FIGURES if f != "frechet"}
-    figures = {"frechet": claims.distance(found, teacher)} | means
-    line = {"arm": run.arm, "seed": run.seed, "base": base, "n": options.n}
+    found, *teachers = (claims.measure(cell, options, scenes, None) for cell in cells)
+    apart = (claims.distance(found, teacher) for teacher in teachers)
+    figures = dict(zip(FIGURES, apart, strict=False))
+    figures |= {f: found[f].mean() for f in FIGURES if f not in figures}
+    line = {"steps": run.steps, "arm": run.arm, "seed": run.seed, "base": base, "n": options.n}
     return line | {f: f"{figures[f]:.4g}" for f in FIGURES} | discriminator_of(run)
 
 
 def discriminator_of(run):
-    """Return how far apart D's logits lay in the last updates, and that mean's standard error."""
-    with (run.folder / "curves.csv").open(newline="") as source:
-        gaps = [float(row["d_gap"]) for row in csv.DictReader(source) if row["d_gap"]][-LAST:]
+    """Return how far apart the last D's logits lay while the student moved; that mean's error."""
+    gaps = []
+    if run.arm != START:
+        with (run.folder / "curves.csv").open(newline="") as source:
+            gaps = [float(row["d_gap"]) for row in csv.DictReader(source) if row["d_gap"]]
+        gaps = gaps[-UPDATES[-1] :]
     if not gaps:
         return {"d_gap": "", "d_gap_error": ""}
     error = np.std(gaps, ddof=1) / len(gaps) ** 0.5
@@ -173,36 +188,43 @@ def differences(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arm", action="append", choices=(*ARMS, *FREE), help="only these")
+    parser.add_argument("--steps", action="append", type=int, choices=ARMS, help="only these")
+    parser.add_argument("--arm", action="append", choices=sorted({*ARMS[4], *ARMS[1]}),
+                        help="only these")  # fmt: skip
     parser.add_argument("--seed", action="append", type=int, help="only these; default 0 and 1")
     parser.add_argument("--no-table", action="store_true", help="measure, and write nothing else")
     parser.add_argument("--n", type=int, default=100, help="clips a cell")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"))
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--start", type=Path, default=START)
     options = parser.parse_args()
     quiet_libraries()
     scenes = metrics.held_out_scenes(options.n)
     rows = []
-    for arm in options.arm or (*ARMS, *FREE):
-        for seed in options.seed or (0, 1):
-            run = Run(arm, seed, options.out, options.start)
-            student = run.student()
-            rows += [measure(run, student, base, options, scenes) for base in BASES]
+    for steps in options.steps or ARMS:
+        for arm in ARMS[steps]:
+            if arm not in (options.arm or ARMS[steps]):
+                continue
+            for seed in (0,) if arm == START else options.seed or (0, 1):
+                run = Run(steps, arm, seed, options.out)
+                student = run.student()
+                rows += [measure(run, student, base, options, scenes) for base in BASES]
     if options.no_table:
         return
     text = [
-        "# The open choices on the miniature's last stage",
+        "# The open choices on the miniature",
         "",
-        f"Written by `benchmarks/miniature_ablation.py`: 2 -> 1 steps, {sum(ITERATIONS)} updates",
-        f"of 8 clips, {options.n} held-out captions a base. Each arm's mean over its seeds less",
-        f"that of `{REFERENCE}`; beyond or within: the largest distance of two seeds of one arm.",
-        "`still` is where every arm begins: an arm with a larger Frechet distance than that has",
-        "gone away from the teacher in these few updates, and its lead is a smaller loss.",
-        "",
-        *differences(rows),
+        "Written by `benchmarks/miniature_ablation.py`: the student is updated "
+        f"{sum(UPDATES)} times by 8 clips,",
+        f"{options.n} held-out captions a base. Each arm's mean over its seeds less that of",
+        f"`{REFERENCE}`; beyond or within: the largest distance of two seeds of one arm.",
+        f"frechet: to the undistilled module at {claims.TEACHER_STEPS} steps with guidance;",
+        "frechet_teacher: to the stage's own teacher at its steps, which is what the arms imitate;",
+        f"`{START}`: where all begin; d_gap: how far apart the last D's logits lay.",
         "",
     ]
+    for steps in options.steps or ARMS:
+        text += [f"## {2 * steps} -> {steps}", "",
+                 *differences([r for r in rows if r["steps"] == steps]), ""]  # fmt: skip
     claims.write("miniature_ablation", COLUMNS, rows, text)
 
 
