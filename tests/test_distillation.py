@@ -555,9 +555,14 @@ def test_sigterm_saves_and_leaves(clips, tmp_path):
 
 
 def test_the_curve_is_the_committed_one(clips, tmp_path):
-    """The first 20 steps; GOLDEN=1 writes the file anew where a change is meant."""
+    """The first 20 steps; GOLDEN=1 writes the file anew where a change is meant.
+
+    At a tenth of the other tests' rates, where D's gradients stay small: at theirs the rounding of
+    another CPU's kernels grows beyond the tolerance in 16 steps.
+    """
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=7)
-    file.write_text(file.read_text().replace("sheet_every = 2", "sheet_every = 0"))
+    text = file.read_text().replace("sheet_every = 2", "sheet_every = 0")
+    file.write_text(text.replace("learning_rate = 1e-3", "learning_rate = 1e-4"))
     assert main(["train", str(file), "--device", "cpu"]) == 0
     found = [
         {

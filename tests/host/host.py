@@ -5,6 +5,7 @@ Usage of a script: python SCRIPT COMFYUI_FOLDER MODELS_FOLDER; see tests/test_ho
 
 import asyncio
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def import_seconds():
     start = time.perf_counter()
     our_nodes()
     return time.perf_counter() - start
+
+
+def import_seconds_of_a_new_process():
+    """Return the same, measured in another process of this host."""
+    import folder_paths
+
+    script = "import sys, host; host.start(sys.argv[1]); print(host.import_seconds())"
+    command = [sys.executable, "-c", script, folder_paths.base_path]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.split()[-1])
 
 
 def submodule(name):
