@@ -24,6 +24,7 @@ from .miniature.vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
 CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -186,7 +187,7 @@ def _load_file(
     tokenizer: str | Path | None,
     prediction_type: str | None,
 ) -> BaseModel:
-    _check_single_file(path)
+    check_single_file(path)
     if config is not None and not (Path(config) / "model_index.json").is_file():
         raise ValueError(f"{config} has no model_index.json; give a diffusers folder as --config.")
     own = Path(config) / "tokenizer" if config is not None else None
@@ -209,7 +210,11 @@ def _load_file(
     )
 
 
-def _check_single_file(path: Path) -> None:
+def check_single_file(path: Path) -> None:
+    """Raise ValueError where a file's header tells of no full SD1.5 checkpoint; reads no weights.
+
+    Formats that tell nothing before they are read are taken for one.
+    """
     if path.suffix.lower() not in CHECKPOINT_EXTENSIONS:
         raise ValueError(
             f"{path.name} has no known extension; "
@@ -219,6 +224,7 @@ def _check_single_file(path: Path) -> None:
         return
     with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
         keys = list(file.keys())
+        channels = file.get_slice(_CONV_IN).get_shape()[1] if _CONV_IN in keys else 0
     for part, what in (
         ("conditioner.embedders.", "an SDXL checkpoint"),
         ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
@@ -233,6 +239,8 @@ def _check_single_file(path: Path) -> None:
     ):
         if not any(k.startswith(part) for k in keys):
             raise ValueError(f"{path.name} holds no {what}; --base wants a full SD1.5 checkpoint.")
+    if channels > sd15_config.UNET["in_channels"]:
+        raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")
 
 
 def _check(base: BaseModel) -> None:

@@ -28,11 +28,11 @@ from .batches import Batch, Moment
 from .clip_pool import ClipPool
 from .curves import Curves
 from .discriminator import Discriminator, Encoder
+from .file_digest import file_digest
 from .memory import peak_gib, reset_peak
 from .named_models import base_path, motion_module_path
 from .phase import CollapsedError, PhaseRun
 from .read_ahead import ReadAhead
-from .request import check_size
 from .run_folder import Place, RunFolder
 from .student import MovingBase, Student
 from .train_config import Stage, TrainConfig
@@ -76,18 +76,22 @@ def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
     """Check a config, load this process's base models, frozen, and claim the folder."""
     pools = train_checks.check(config, distributed.world_size())
     folder = RunFolder(config.out)
-    if not resume and folder.newest() is not None:
+    if not resume and (folder.is_claimed or folder.students()):
         raise ValueError(f"{config.out} holds a run; choose another --out, or --resume auto.")
     parts = batches.parts(config, distributed.rank(), distributed.world_size())
     load_once = functools.cache(functools.partial(_load_base, config, device))
     slots = sorted({slot for slot, _ in parts})
     bases = {slot: load_once(config.slots[slot].base) for slot in slots}
     judge_base = load_once(config.discriminator_base)
-    for base in bases.values():
-        check_size(config.width, config.height, base.latent_factor)
     distributed.barrier()  # nothing is written before every process has all that it needs
+    clips = {name: pool.digest() for name, pool in pools.items()}
+    if not distributed.agree((config.fingerprint(), clips, _modules(config))):
+        raise ValueError(
+            "the processes have different configs, clips or motion modules; copy the same ones to "
+            "all machines."
+        )
     if distributed.rank() == 0:
-        folder.claim(config, {name: pool.digest() for name, pool in pools.items()})
+        folder.claim(config, clips)
     distributed.barrier()
     if not distributed.agree((folder.is_claimed, folder.newest(), folder.students())):
         raise ValueError(
@@ -212,7 +216,8 @@ def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) 
                 figures = under_way.iterate(iteration, found)
                 _check_doubt(config, under_way, iteration)
             except CollapsedError as error:
-                raise _with_checkpoint(error, folder) from error
+                sure = folder.newest(_undoubted(moment, iteration + 1, under_way))
+                raise _with_checkpoint(error, folder, sure) from error
             if first:
                 figures |= {
                     "seconds": time.monotonic() - began,
@@ -226,7 +231,8 @@ def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) 
             due = time.monotonic() - saved >= config.save_every
             if first and (stop or due or iteration == part.iterations):
                 place = Place(moment.stage, moment.phase, iteration)
-                folder.save(place, under_way.state(), config.keep)
+                sure = _undoubted(moment, iteration, under_way)
+                folder.save(place, under_way.state(), config.keep, sure)
                 saved = time.monotonic()
             if stop:
                 distributed.barrier()  # torchrun kills those that write when the others have left
@@ -287,6 +293,12 @@ def _load_base(config: TrainConfig, device: torch.device, name: str) -> BaseMode
     )  # fmt: skip
 
 
+def _modules(config: TrainConfig) -> list[str]:
+    """Return a digest of each motion module that training starts from."""
+    names = (config.teacher, config.discriminator_motion_module)
+    return [file_digest(motion_module_path(name)) for name in dict.fromkeys(names)]
+
+
 def _frozen_dtype(config: TrainConfig) -> torch.dtype:
     return getattr(torch, config.dtype)
 
@@ -308,9 +320,15 @@ def _check_doubt(config: TrainConfig, under_way: PhaseRun, iteration: int) -> No
         )
 
 
-def _with_checkpoint(error: CollapsedError, folder: RunFolder) -> CollapsedError:
-    newest = folder.newest()
-    last = folder.file(newest) if newest is not None else "none yet"
+def _undoubted(moment: Moment, iteration: int, under_way: PhaseRun) -> Place:
+    """Return the last place, iteration at most, at which D still had a doubt."""
+    return Place(moment.stage, moment.phase, max(0, iteration - under_way.doubtless))
+
+
+def _with_checkpoint(
+    error: CollapsedError, folder: RunFolder, good: Place | None
+) -> CollapsedError:
+    last = folder.file(good) if good is not None else "none yet"
     return CollapsedError(
         f"{error}; lower the learning rates and start a new --out (last good checkpoint: {last})."
     )

@@ -144,6 +144,8 @@ class PhaseRun:
         return dict(zip(figures, distributed.mean(figures.values(), device), strict=True))
 
     def _watch(self, figures: updates.Figures) -> None:
+        if "loss_g" not in figures:  # D alone learns, and may well be sure of the student
+            return
         right = min(figures.get("d_on_teacher", 0.0), figures.get("d_on_student", 0.0))
         sure = right > 1 - 1e-6  # a mean of ones, which rounding may leave below one
         self.doubtless = self.doubtless + 1 if sure else 0

@@ -1,11 +1,12 @@
 """What a distillation will need, before anything is bought or downloaded: `plan`.
 
-Nothing is computed and no file is opened but small configs; a base model that is not here is taken
-to have the shape of SD1.5, a motion module that of AnimateDiff v2.
+Nothing is computed, and no more is read than configs and headers; a base model that is not here is
+taken to have the shape of SD1.5, a motion module that of AnimateDiff v2.
 """
 
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ..motion_module import checkpoint
 from ..motion_module.config import MotionModuleConfig
 from ..motion_module.module import MotionModule
-from . import batches, memory_estimate, sd15_config, train_checks
+from . import batches, latent_shards, memory_estimate, sd15_config, train_checks
 from .discriminator import Discriminator, Encoder
 from .memory_estimate import GIB, Shapes
 from .miniature.vae import PixelUnshuffleVAE
 from .named_models import base_path, motion_module_path
+from .request import check_size
+from .shard_cache import is_url
 from .train_config import Stage, TrainConfig
 
 
@@ -41,18 +44,18 @@ class Networks:
 
 def text(config: TrainConfig, world_size: int) -> str:
     """Return what the ranks load and read, and what each stage costs; ValueError where the clips
-    cannot be shared out over so many processes."""
+    cannot be shared out over so many processes, or a base model cannot draw the size."""
     return "\n".join(
         [*_of_ranks(config, world_size), "", *_of_stages(config, world_size), "", *_missing(config)]
     )
 
 
 def missing_files(config: TrainConfig) -> list[str]:
-    """Return the models and pools of a config that are not here."""
+    """Return the models and pools of a config that are not here; URLs are not looked at."""
     models = [motion_module_path(m) for m in (config.teacher, config.discriminator_motion_module)]
     models += [base_path(b) for b in (*config.bases, config.discriminator_base)]
     here = [str(p) for p in models if not p.exists()]
-    pools = [p.shards for p in config.pools.values() if not Path(p.shards).exists()]
+    pools = [p.shards for p in config.pools.values() if not _is_here(p.shards)]
     return list(dict.fromkeys([*here, *pools]))
 
 
@@ -81,19 +84,28 @@ def memory(config: TrainConfig, stage: Stage, networks: Networks) -> float:
     return (weights + activations) / GIB
 
 
-def networks_of(config: TrainConfig, slots: set[int]) -> Networks:
+def networks_of(config: TrainConfig, slots: Collection[int]) -> Networks:
     """Return the networks of a process that holds some slots."""
-    names = list(dict.fromkeys([*(config.slots[s].base for s in slots), config.discriminator_base]))
-    unets = {name: _unet(name) for name in names}
-    judged = unets[config.discriminator_base]
+    first = config.slots[min(slots)].base
+    judged = _unet(_known(config.discriminator_base))
     encoder = Encoder(judged, _motion_module(config.discriminator_motion_module), len(config.bases))
-    others = [_text_and_vae(base_path(name)) for name in names]
-    parameters = memory_estimate.count(*unets.values(), *(p for pair in others for p in pair))
-    text_encoder, vae = others[0]
+    text_encoder, vae = _text_and_vae(_known(first))
     return Networks(
-        unets[names[0]].requires_grad_(False), _motion_module(config.teacher), encoder, parameters,
-        2 ** (len(vae.config.block_out_channels) - 1), text_encoder.config.max_position_embeddings,
+        _unet(_known(first)).requires_grad_(False), _motion_module(config.teacher), encoder,
+        _frozen(config, slots), 2 ** (len(vae.config.block_out_channels) - 1),
+        text_encoder.config.max_position_embeddings,
     )  # fmt: skip
+
+
+def _frozen(config: TrainConfig, slots: Collection[int]) -> int:
+    """Return the parameters of the base models of a process that holds some slots."""
+    names = {*(config.slots[s].base for s in slots), config.discriminator_base}
+    return sum(_parameters(_known(name)) for name in names)
+
+
+@functools.cache
+def _parameters(base: Path | None) -> int:
+    return memory_estimate.count(_unet(base), *_text_and_vae(base))
 
 
 def _of_ranks(config: TrainConfig, world_size: int) -> Iterator[str]:
@@ -113,12 +125,14 @@ def _of_ranks(config: TrainConfig, world_size: int) -> Iterator[str]:
 
 
 def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
-    held = {slot for slot, _ in batches.parts(config, 0, world_size)}
-    networks = networks_of(config, held)
+    parts = (batches.parts(config, rank, world_size) for rank in range(world_size))
+    held = {frozenset(slot for slot, _ in share) for share in parts}
+    networks = networks_of(config, max(held, key=lambda slots: _frozen(config, slots)))
+    check_size(config.width, config.height, networks.factor)
     judge = memory_estimate.count(_judge(config, networks, conditional=True))
     yield (
         f"trained: {memory_estimate.count(networks.motion_module):,} parameters of the motion "
-        f"module, {judge:,} of the discriminator; frozen: {networks.frozen:,} on rank 0."
+        f"module, {judge:,} of the discriminator; frozen: at most {networks.frozen:,} a process."
     )
     for stage in config.stages:
         iterations = sum(p.iterations for p in stage.phases)
@@ -126,7 +140,7 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
         yield (
             f"  {stage.teacher_steps:>4} -> {stage.student_steps:<3} {stage.loss:<11} "
             f"{iterations:>6} steps, {clips * config.global_batch:>9,} clips, about "
-            f"{memory(config, stage, networks):.1f} GiB a process (estimated)"
+            f"{memory(config, stage, networks):.1f} GiB a process at most (estimated)"
         )
 
 
@@ -134,6 +148,16 @@ def _missing(config: TrainConfig) -> Iterator[str]:
     missing = missing_files(config)
     yield "every file is here." if not missing else f"not here yet ({len(missing)}):"
     yield from (f"  {file}" for file in missing)
+
+
+def _is_here(shards: str) -> bool:
+    """Tell whether every shard of a pool is here, or behind a URL, which is not looked at."""
+    if is_url(shards):
+        return True
+    try:
+        return bool(latent_shards.find(shards))
+    except ValueError:  # one that a pattern names is missing
+        return False
 
 
 def _judge(config: TrainConfig, networks: Networks, conditional: bool) -> Discriminator:
@@ -145,10 +169,15 @@ def _judge(config: TrainConfig, networks: Networks, conditional: bool) -> Discri
         )  # fmt: skip
 
 
-def _unet(name: str) -> UNet2DConditionModel:
-    path = base_path(name)
-    if path.exists():
-        return train_checks.empty_unet(path)
+def _known(base: str) -> Path | None:
+    """Return a base model's path, or None where it is not here, and so is like any other."""
+    path = base_path(base)
+    return path if path.exists() else None
+
+
+def _unet(base: Path | None) -> UNet2DConditionModel:
+    if base is not None:
+        return train_checks.empty_unet(base)
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(sd15_config.UNET)
 
@@ -160,10 +189,10 @@ def _motion_module(name: str) -> MotionModule:
         return MotionModule(config)
 
 
-def _text_and_vae(base: Path) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:
+def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:
     words = CLIPTextConfig(**sd15_config.TEXT_ENCODER)
     config, kind = sd15_config.VAE, AutoencoderKL
-    if base.is_dir():
+    if base is not None and base.is_dir():
         words = CLIPTextConfig.from_pretrained(base / "text_encoder")
         config = json.loads((base / "vae" / "config.json").read_text())
         if config["_class_name"] == PixelUnshuffleVAE.__name__:

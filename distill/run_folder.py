@@ -69,18 +69,23 @@ class RunFolder:
         """Whether somebody has written down what is trained here."""
         return (self.root / RUN).is_file()
 
-    def save(self, place: Place, content: dict, keep: int) -> Path:
-        """Write a checkpoint, and remove all but the newest `keep`."""
+    def save(self, place: Place, content: dict, keep: int, sure: Place | None = None) -> Path:
+        """Write a checkpoint, and remove all but the newest `keep`, and but the newest by `sure`.
+
+        sure: where the run was certainly sound, the place itself by default.
+        """
         file = self.file(place)
         with atomic_path(file) as temporary:
             torch.save(content, temporary)
+        sound = self.newest(sure)
         for old in sorted(self.places())[:-keep]:
-            self.file(old).unlink(missing_ok=True)
+            if old != sound:
+                self.file(old).unlink(missing_ok=True)
         return file
 
-    def newest(self) -> Place | None:
-        """Return the place of the newest checkpoint, or None."""
-        return max(self.places(), default=None)
+    def newest(self, by: Place | None = None) -> Place | None:
+        """Return the place of the newest checkpoint, or of the newest no later than `by`."""
+        return max((p for p in self.places() if by is None or p <= by), default=None)
 
     def file(self, place: Place) -> Path:
         """Return the file of a checkpoint."""

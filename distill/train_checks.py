@@ -1,5 +1,6 @@
 """What can be wrong with a distillation, found before the first step and all at once."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,9 +10,13 @@ from diffusers import UNet2DConditionModel
 from ..motion_module import checkpoint, layout
 from ..motion_module.checkpoint import MotionCheckpoint
 from . import batches, sd15_config
+from .base_models import check_single_file
 from .clip_pool import ClipPool
+from .library_errors import one_sentence
 from .named_models import base_path, motion_module_path
+from .request import check_size
 from .run_folder import RunFolder
+from .tokenizer import load_tokenizer
 from .train_config import ConfigError, Phase, Stage, TrainConfig
 
 # keys of a phase that its discriminator alone reads
@@ -100,10 +105,12 @@ def of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
         if unet is None:
             continue
         channels[name] = unet.config.in_channels
+        yield from _of_size(config, base_path(name))
         for wanted in _wanted_in(config, name) & modules.keys():
             module = modules[wanted]
             _, problem = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
             yield from problem
+    yield from _of_slots(config)
     size = max(1, config.clips_per_slot)
     for name, pool in pools.items():
         yield from _of_shapes(config, name, pool, channels)
@@ -118,10 +125,22 @@ def empty_unet(base: Path) -> UNet2DConditionModel:
     known = base / "unet" / "config.json"
     if base.is_dir() and not known.is_file():
         raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
+    if base.is_file():
+        check_single_file(base)
     with torch.device("meta"):
         if base.is_dir():
             return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(known))
         return UNet2DConditionModel.from_config(sd15_config.UNET)
+
+
+def latent_factor(base: Path) -> int:
+    """Return a base model's pixels per latent in each direction; nothing but a config is read."""
+    known = base / "vae" / "config.json"
+    if base.is_dir() and not known.is_file():
+        raise ValueError(f"{base} has no vae/config.json; give a diffusers folder or a file.")
+    with one_sentence(f"{base.name}/vae"):
+        config = json.loads(known.read_text("utf-8")) if base.is_dir() else sd15_config.VAE
+        return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
@@ -188,6 +207,21 @@ def _wanted_in(config: TrainConfig, base: str) -> set[str]:
     if base == config.discriminator_base and any(s.loss == "adversarial" for s in config.stages):
         wanted.add(config.discriminator_motion_module)
     return wanted
+
+
+def _of_size(config: TrainConfig, base: Path) -> Iterator[str]:
+    _, problem = _attempt(lambda: check_size(config.width, config.height, latent_factor(base)))
+    yield from problem
+
+
+def _of_slots(config: TrainConfig) -> Iterator[str]:
+    """Yield which files are missing that slots name beside their base model."""
+    for folder in sorted({s.tokenizer for s in config.slots if s.tokenizer}):
+        _, problem = _attempt(lambda f=folder: load_tokenizer(f))
+        yield from problem
+    for folder in sorted({s.config for s in config.slots if s.config}):
+        if not (Path(folder) / "model_index.json").is_file():
+            yield f"{folder} has no model_index.json; give a diffusers folder as config in slots."
 
 
 def _of_shapes(

@@ -115,7 +115,7 @@ class Stage(_Table):
     loss: Literal["mse", "adversarial", "consistency"]
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     cfg: Annotated[float, Field(ge=0, le=30)] = 1.0
-    timesteps: tuple[Steps, ...] | None = None
+    timesteps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
     renoise: tuple[Steps, ...] = ()
     betas: tuple[Decay, Decay] | None = None
     weight_decay: Share = 0.0
@@ -144,7 +144,8 @@ class TrainConfig(_Table):
     all processes; clips_per_rank: clips in one forward; dtype: of autocast and of frozen weights,
     what is trained stays float32; save_every: seconds between checkpoints, of which `keep` are
     kept; sheet_every: iterations between contact sheets of `sheet_prompts`, 0: none;
-    collapse_after: iterations that D may tell teacher from student without any doubt.
+    collapse_after: iterations that D may tell a learning student from its teacher without any
+    doubt.
     """
 
     out: Path
@@ -185,10 +186,12 @@ class TrainConfig(_Table):
     def fingerprint(self) -> dict[str, object]:
         """Return what the trained weights depend on, as JSON has it.
 
-        Without keys that are newer than the first runs where they change nothing, so that those
-        runs are known again.
+        Without keys that are newer than the first runs where they change nothing, and with
+        collapse_after, which changes nothing either, as the first runs had it, so that those runs
+        are known again.
         """
         told = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+        told["collapse_after"] = type(self).model_fields["collapse_after"].default
         for part in (p for stage in told["stages"] for p in stage["phases"]):
             for newer in ("discriminator_head_start", "loss"):
                 if not part[newer]:

@@ -108,6 +108,9 @@ def test_a_finished_run_does_nothing_and_another_config_is_refused(undisturbed, 
     assert all(same(before[name], t) for name, t in students(folder).items())
     assert main(["train", str(file), "--device", "cpu", "--resume", "never"]) == 2
     assert "holds a run; choose another --out" in capsys.readouterr().err
+    shutil.move(folder / "checkpoints", folder.parent / "checkpoints")
+    assert main(["train", str(file), "--device", "cpu", "--resume", "never"]) == 2
+    shutil.move(folder.parent / "checkpoints", folder / "checkpoints")
     file.write_text(file.read_text().replace("cfg = 1.5", "cfg = 2.5"))
     assert main(["train", str(file), "--device", "cpu"]) == 2
     assert "holds a run with other stages" in capsys.readouterr().err
@@ -366,6 +369,23 @@ def test_processes_that_see_different_files_are_told(clips, tmp_path, capfd):
     assert "give an --out that all machines share" in capfd.readouterr().err
 
 
+def test_processes_that_hold_different_clips_are_told(clips, tmp_path, capfd):
+    """As on machines one of which holds more of a pool: told before the folder is claimed."""
+    for rank in range(2):
+        shutil.copytree(clips, tmp_path / f"machine{rank}" / "clips")
+    more = tmp_path / "machine1" / "clips" / "plain" / "clips-000000.tar"
+    shutil.copy(more, more.with_name("clips-000001.tar"))
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", Path("clips"))
+
+    def train(rank):
+        os.chdir(tmp_path / f"machine{rank}")
+        assert main(["train", str(file), "--device", "cpu"]) == 2
+
+    together(2, train)
+    assert "the processes have different configs, clips" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 # ---- kills ---------------------------------------------------------------------------------------
 
 
@@ -531,10 +551,36 @@ def test_certainty_of_d_is_seen_for_any_number_of_parts(stage, parts):
         right = 0.0
         for _ in range(parts):
             right += 1.0 / parts
-        stage.run._watch({"d_on_teacher": right, "d_on_student": 1.0})
+        stage.run._watch({"d_on_teacher": right, "d_on_student": 1.0, "loss_g": 0.5})
     assert stage.run.doubtless == 3
-    stage.run._watch({"d_on_teacher": 1 - 1 / 64, "d_on_student": 1.0})
+    stage.run._watch({"d_on_teacher": 1.0, "d_on_student": 1.0})  # the student does not learn yet
+    assert stage.run.doubtless == 3
+    stage.run._watch({"d_on_teacher": 1 - 1 / 64, "d_on_student": 1.0, "loss_g": 0.5})
     assert stage.run.doubtless == 0
+
+
+def test_a_collapsed_discriminator_names_the_last_checkpoint_before_it(
+    clips, tmp_path, capsys, monkeypatch
+):
+    """It is kept, though `keep` newer ones have been written since."""
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=8)
+    text = "collapse_after = 4\n" + file.read_text()
+    file.write_text(text)
+    watch = phase.PhaseRun._watch
+
+    def be_sure(run, figures):
+        sure = "d_on_teacher" in figures and len(seen) >= 2
+        seen.extend([1] * ("d_on_teacher" in figures))
+        watch(run, figures | {"d_on_teacher": float(sure), "d_on_student": float(sure)})
+
+    seen = []
+    monkeypatch.setattr(phase.PhaseRun, "_watch", be_sure)
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    told = capsys.readouterr().err
+    good = tmp_path / "out" / "checkpoints" / "1-0-00000002.pt"
+    assert f"last good checkpoint: {good}" in told
+    assert torch.load(good, weights_only=True)["doubtless"] == 0
+    assert len(list(good.parent.glob("*.pt"))) == 3  # keep, and the good one
 
 
 # ---- signals -------------------------------------------------------------------------------------

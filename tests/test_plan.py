@@ -95,3 +95,26 @@ def on_cpu(unet, module, shapes):
         unet(x, 500, text)
     injection.eject()
     return sum(size for size, _ in kept)
+
+
+def test_the_process_that_holds_the_most_is_told(capsys):
+    """A process of a base model that D does not start from holds two."""
+    assert main(["plan", "paper", "--world-size", "8"]) == 0
+    assert "frozen: at most 2,132,470,614 a process" in capsys.readouterr().out
+
+
+def test_a_size_that_no_latent_has_is_refused(tmp_path, capsys):
+    file = tmp_path / "paper.toml"
+    file.write_text(train_config.find("paper").read_text().replace("width = 512", "width = 500"))
+    assert main(["plan", str(file), "--world-size", "8"]) == 2
+    assert "width must be a multiple of 8, not 500; try 496" in capsys.readouterr().err
+
+
+def test_a_brace_pattern_is_here_when_its_shards_are(tmp_path):
+    for number in range(2):
+        (tmp_path / f"clips-{number}.tar").touch()
+    pools = {"a": {"shards": f"{tmp_path}/clips-{{0..1}}.tar"}, "b": {"shards": "http://x/c.tar"},
+             "c": {"shards": f"{tmp_path}/clips-{{0..2}}.tar"}}  # fmt: skip
+    known = config_of("miniature")
+    config = type(known).model_validate(known.model_dump() | {"pools": pools})
+    assert plan.missing_files(config) == [pools["c"]["shards"]]

@@ -4,10 +4,12 @@ import copy
 import sys
 
 import pytest
+import torch
 from animatediff_lightning.distill import cli, train_checks, train_config
 from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.distill.train_config import ConfigError, TrainConfig
 from animatediff_lightning.motion_module import checkpoint
+from safetensors.torch import save_file
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -186,3 +188,37 @@ def test_the_bundled_students_are_of_the_bundled_config():
         known = checkpoint.load(shipped.student(stage.student_steps)).metadata
         assert (known["loss"], int(known["teacher_steps"])) == (stage.loss, stage.teacher_steps)
         assert int(known["iterations"]) == sum(p.iterations for p in stage.phases)
+
+
+def test_no_timesteps_at_all_are_refused():
+    with pytest.raises(ValueError, match="at least 1 item"):
+        TrainConfig.model_validate(changed("stages", 0, "timesteps", []))
+
+
+def test_files_that_are_no_base_model_are_told_before_any_is_loaded(tmp_path):
+    parts = ("cond_stage_model.x", "first_stage_model.x")
+    conv_in = "model.diffusion_model.input_blocks.0.0.weight"
+    for name, tensors in {
+        "sdxl": {"conditioner.embedders.0.x": torch.zeros(1)},
+        "inpainting": dict.fromkeys(parts, torch.zeros(1)) | {conv_in: torch.zeros(8, 9, 3, 3)},
+    }.items():
+        save_file({k: t.clone() for k, t in tensors.items()}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(bytes(20))
+    table = copy.deepcopy(TABLE)
+    for slot, name in zip(table["slots"], ("sdxl", "inpainting", "cut"), strict=False):
+        slot |= {"base": f"{tmp_path / name}.safetensors", "tokenizer": "no/folder"}
+    table["slots"][1]["config"] = "no/config"
+    told = "\n".join(train_checks.of_files(TrainConfig.model_validate(table), {}))
+    for sentence in (
+        "sdxl.safetensors is an SDXL checkpoint",
+        "inpainting.safetensors is an inpainting checkpoint",
+        "cut.safetensors could not be read",
+        "no/folder holds no tokenizer",
+        "no/config has no model_index.json",
+    ):
+        assert sentence in told
+
+
+def test_how_long_a_collapse_may_last_does_not_change_what_is_trained():
+    known = TrainConfig.model_validate(TABLE)
+    assert TrainConfig.model_validate(changed("collapse_after", 7)).digest() == known.digest()
