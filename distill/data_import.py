@@ -4,13 +4,11 @@ AnimateDiff-Lightning section 3.3 distils SD1.5 itself on WebVid-10M. Worker pro
 torchrun's processes share the shards out by number; a run that was killed goes on.
 """
 
+import contextlib
 import csv
 import itertools
 import json
-import multiprocessing
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from ..motion_module.files import atomic_path, remove_half_written
 from . import distributed, folder_record, latent_shards, video_folder
 from .base_models import BaseModel, load_base, quiet_libraries
 from .devices import my_device
-from .import_worker import Task, read
+from .import_worker import Readers, Task
 from .named_models import base_path
 from .request import ClipRequest
 from .video_folder import Captions
@@ -94,15 +92,14 @@ def run(request: ImportRequest, rank: int | None = None, world_size: int | None 
     shape = request.shape(base)
     claim(request, names)
     shards = [names[i : i + request.shard_size] for i in range(0, len(names), request.shard_size)]
-    context = multiprocessing.get_context("spawn")  # a fork of a process with a GPU may hang
-    with ProcessPoolExecutor(request.workers, mp_context=context) as workers:
+    with contextlib.closing(Readers(request.workers)) as readers:
         for number in range(rank, len(shards), world_size):
-            if not _done(request, number).is_file():
-                tasks = [
-                    _task(request, captions, shape, number * request.shard_size + i, name)
-                    for i, name in enumerate(shards[number])
-                ]
-                _make_shard(request, base, workers, number, shards[number], tasks)
+            tasks = [
+                _task(request, captions, shape, number * request.shard_size + i, name)
+                for i, name in enumerate(shards[number])
+            ]
+            if not _is_done(request, number, tasks):
+                _make_shard(request, base, readers, number, shards[number], tasks)
     return _report(request, len(names), len(shards))
 
 
@@ -151,7 +148,7 @@ def _task(
 
 
 def _make_shard(
-    request: ImportRequest, base: BaseModel, workers: ProcessPoolExecutor, number: int,
+    request: ImportRequest, base: BaseModel, readers: Readers, number: int,
     names: Sequence[str], tasks: Sequence[Task],
 ) -> None:  # fmt: skip
     """Write a shard of the videos that can be read, and after it why the others cannot."""
@@ -159,7 +156,7 @@ def _make_shard(
 
     def members() -> Iterator[tuple[str, bytes]]:
         for at, (name, task, found) in enumerate(
-            zip(names, tasks, _in_order(workers, tasks, 2 * request.workers), strict=True)
+            zip(names, tasks, readers.in_order(tasks), strict=True)
         ):
             if isinstance(found, str):
                 bad[name] = found
@@ -181,21 +178,11 @@ def _make_shard(
     if first is not None:
         with atomic_path(shard) as temporary:
             latent_shards.write_tar(temporary, itertools.chain([first], stream))
+    else:
+        shard.unlink(missing_ok=True)  # of captions that are gone
+    told = {"clips": len(names) - len(bad), "captions": _digest(tasks), "bad": bad}
     with atomic_path(_done(request, number)) as temporary:
-        temporary.write_text(json.dumps({"clips": len(names) - len(bad), "bad": bad}))
-
-
-def _in_order(
-    workers: ProcessPoolExecutor, tasks: Sequence[Task], ahead: int
-) -> Iterator[np.ndarray | str]:
-    """Yield what workers read, in order; no more than `ahead` clips are held."""
-    waiting = deque()
-    for task in tasks:
-        waiting.append(workers.submit(read, task))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+        temporary.write_text(json.dumps(told))
 
 
 def _report(request: ImportRequest, videos: int, shards: int) -> str:
@@ -203,7 +190,9 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
     told = [json.loads(f.read_text()) for f in sorted((request.out / _DONE).glob("[!.]*.json"))]
     bad = {name: reason for one in told for name, reason in one["bad"].items()}
     clips = sum(one["clips"] for one in told)
-    if bad:
+    if not bad:
+        (request.out / BAD).unlink(missing_ok=True)
+    else:
         with (
             atomic_path(request.out / BAD) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as target,
@@ -217,6 +206,16 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     skipped = f" {video_folder.listing(bad)}" if bad else ""
     return f"{clips} of {videos} videos are clips in {request.out} now.{skipped}"
+
+
+def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool:
+    """Tell whether a shard is made, with the captions that its videos have now."""
+    file = _done(request, number)
+    return file.is_file() and json.loads(file.read_text()).get("captions") == _digest(tasks)
+
+
+def _digest(tasks: Sequence[Task]) -> str:
+    return video_folder.digest([t.file.name for t in tasks], [t.caption for t in tasks])
 
 
 def _done(request: ImportRequest, number: int) -> Path:

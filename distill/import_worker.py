@@ -1,12 +1,19 @@
-"""What a decoding process of `data import` does; it needs no torch, and so starts at once."""
+"""The decoding processes of `data import`; they need no torch, and so start at once."""
 
+import multiprocessing
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .video_folder import NO_CAPTION
-from .video_reader import ClipShape, UnusableVideoError, read_clip
+from .video_reader import ClipShape, read_clip
+
+KILLED = "its decoder crashed, or took too much memory"
 
 
 @dataclass(frozen=True)
@@ -25,5 +32,50 @@ def read(task: Task) -> np.ndarray | str:
         return NO_CAPTION
     try:
         return read_clip(task.file, task.shape, task.where)
-    except (UnusableVideoError, OSError) as error:
-        return str(error)
+    except Exception as error:  # whatever a decoder meets in this file, the others are read
+        return str(error) or type(error).__name__
+
+
+class Readers:
+    """Processes that read videos; one that a video kills is replaced, and the video told as bad."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = _processes(count)
+
+    def in_order(self, tasks: Sequence[Task]) -> Iterator[np.ndarray | str]:
+        """Yield what `read` returns for each task; no more than two clips a process are held."""
+        waiting = deque()
+        for task in tasks:
+            waiting.append((task, self._submit(task)))
+            if len(waiting) >= 2 * self._count:
+                yield self._result(*waiting.popleft())
+        while waiting:
+            yield self._result(*waiting.popleft())
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, task: Task) -> Future:
+        try:
+            return self._pool.submit(read, task)
+        except BrokenProcessPool:
+            self.close()
+            self._pool = _processes(self._count)
+            return self._pool.submit(read, task)
+
+    def _result(self, task: Task, future: Future) -> np.ndarray | str:
+        try:
+            return future.result()
+        except BrokenProcessPool:  # by this video, or by another that was read beside it
+            with _processes(1) as alone:
+                try:
+                    return alone.submit(read, task).result()
+                except BrokenProcessPool:
+                    return KILLED
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    # a fork of a process with a GPU may hang
+    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))

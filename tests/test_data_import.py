@@ -1,16 +1,18 @@
 """`data import`: videos of a WebVid-like folder as shards of latents, bad ones listed."""
 
+import contextlib
 import csv
 import json
 import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import data_import, latent_shards
+from animatediff_lightning.distill import data_import, import_worker, latent_shards
 from animatediff_lightning.distill.base_models import load_base
 from animatediff_lightning.distill.cli import main
 from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
@@ -101,6 +103,58 @@ def test_bad_videos_are_counted_and_listed(imported, command, capsys):
     assert set(listed) == {"0broken.mp4", "0empty.mp4", "untold.mp4"}
     assert listed["untold.mp4"] == "no caption"
     assert main(["data", "verify", str(imported)]) == 0
+
+
+def test_mended_captions_are_taken_by_the_same_command(tmp_path, capsys):
+    """Also by a shard that is made, and by one that had no caption at all."""
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    for number in range(4):
+        write_lossless(videos / f"{number}.mkv", moving(number))
+    table = videos / "captions.csv"
+    command = ["data", "import", str(videos), *COMMON, "--out", str(out)]
+
+    def tell(*captions):
+        lines = [f"{n}.mkv,{c}" for n, c in enumerate(captions)]
+        table.write_text("\n".join(["file_name,text", *lines]))
+
+    def made():
+        return {s.caption(c) for s in latent_shards.open_shards(str(out)) for c in range(len(s))}
+
+    tell("", "", "", "")
+    assert main(command) == 2
+    assert "captions.csv" in capsys.readouterr().err
+    tell("a", "b", "c", "")
+    assert main(command) == 0
+    assert made() == {"a", "b", "c"}
+    before = contents(out)
+    tell("a", "b", "other", "d")
+    assert main(command) == 0
+    assert made() == {"a", "b", "other", "d"}
+    assert not (out / data_import.BAD).exists()
+    assert contents(out)["clips-000000.tar"] == before["clips-000000.tar"]
+    tell("", "", "other", "d")
+    assert main(command) == 0
+    assert made() == {"other", "d"}
+
+
+def deadly(file, _shape, _where):
+    """As read_clip, but one video kills its process, another makes an error of its own."""
+    if file.name == "1.mkv":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if file.name == "2.mkv":
+        raise MemoryError
+    return np.zeros((1, 2, 2, 3), np.uint8)
+
+
+def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypatch):
+    monkeypatch.setattr(import_worker.multiprocessing, "get_context", lambda _: FORK)
+    monkeypatch.setattr(import_worker, "read_clip", deadly)
+    tasks = [import_worker.Task(Path(f"{n}.mkv"), "caption", None, 0.0) for n in range(8)]
+    with contextlib.closing(import_worker.Readers(2)) as readers:
+        found = list(readers.in_order(tasks))
+    assert [i for i, one in enumerate(found) if isinstance(one, str)] == [1, 2]
+    assert found[1] == import_worker.KILLED
+    assert found[2] == "MemoryError"
 
 
 def test_two_processes_make_what_one_does(imported, videos, tmp_path):
