@@ -5,6 +5,7 @@ is not the mirrored latents), KEY.txt and KEY.json; index.json beside the shards
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from ..motion_module.files import atomic_path
 from . import video_shards
-from .shard_cache import home, is_url, key_of, local
+from .shard_cache import fetch_text, file_name, home, is_url, key_of, local, neighbour
 
 INDEX = "index.json"
 LATENTS, FLIPPED, CAPTION = "latents.npy", "flipped.npy", "txt"
@@ -82,7 +83,8 @@ class Shard:
 def open_shards(shards: str) -> list[Shard]:
     """Return the shards of a folder, a file, a brace pattern or URLs that webdataset reads.
 
-    What an index.json does not tell yet is looked up in the tar files, and noted there. Raises
+    What an index.json does not tell yet is looked up in the tar files, and noted there. One beside
+    URLs is read as well: no shard that it tells is fetched before its clips are asked for. Raises
     ValueError with one sentence where nothing is found, or one is no whole shard of latents.
     """
     sources = find(shards)
@@ -93,10 +95,12 @@ def open_shards(shards: str) -> list[Shard]:
         )
     known = {folder: indexed(folder) for folder in sorted({home(s) for s in sources})}
     found, new = [], set()
+    beside = functools.cache(_index_of_url)
     for source in tqdm(sources, desc="looking at the shards", disable=None, leave=False):
         shard = known[home(source)].get(key_of(source))
         if shard is None or not _is_current(shard, source):
-            shard = index(source)
+            told = beside(neighbour(source, INDEX)) if is_url(source) else {}
+            shard = told.get(file_name(source)) or index(source)
             new.add(home(source))
             known[home(source)][key_of(source)] = shard
         found.append(replace(shard, source=source))
@@ -139,14 +143,29 @@ def index(source: str) -> Shard:
 def indexed(folder: Path) -> dict[str, Shard]:
     """Return the shards that a folder's index tells, by name; none where it is missing or odd."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return _parsed((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _index_of_url(url: str | None) -> dict[str, Shard]:
+    try:
+        return _parsed(fetch_text(url)) if url is not None else {}
+    except ValueError:  # there is none
+        return {}
+
+
+def _parsed(text: str) -> dict[str, Shard]:
+    """Return the shards that an index's text tells, by name; none where it is odd."""
+    try:
+        content = json.loads(text)
         if content["version"] != _VERSION:
             return {}
         return {
             name: Shard(name, e["size"], e["changed"], tuple(e["shape"]), _places(e["places"]))
             for name, e in content["shards"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

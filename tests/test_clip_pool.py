@@ -15,6 +15,8 @@ from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.latent_shards import INDEX, npy, write_tar
 from animatediff_lightning.distill.miniature import metrics, styles, world
 
+from .processes import FORK
+
 SQUARE, WIDE = (2, 4, 3, 3), (2, 4, 3, 5)
 
 
@@ -205,6 +207,48 @@ def test_urls_are_fetched_into_a_cache_that_stays_small(folder, tmp_path, monkey
     assert ClipPool(url).digest() == pool.digest()
     with pytest.raises(ValueError, match="cannot be fetched; check the address"):
         ClipPool(f"pipe:cat {folder}/none.tar")
+
+
+def test_an_index_beside_urls_tells_the_shards_without_a_fetch(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    wanted = ClipPool(str(folder))  # writes the index
+    pool = ClipPool(f"pipe:cat {folder}/a-{{0..2}}.tar")
+    assert len(pool) == len(wanted)
+    assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
+    x0, caption = pool.read(ClipRef(1, 3)).oriented(True)
+    assert (x0 == -103).all()
+    assert caption == "clip 103 going right"
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "index"),
+    [
+        ("https://x.test/a/b-0.tar", "b-0.tar", "https://x.test/a/index.json"),
+        ("https://x.test/a/b-0.tar?key=1", "b-0.tar", "https://x.test/a/index.json?key=1"),
+        ("pipe:aws s3 cp s3://a/b-0.tar -", "b-0.tar", "pipe:aws s3 cp s3://a/index.json -"),
+        ("pipe:cat b-0.tar", "b-0.tar", "pipe:cat index.json"),
+        ("https://x.test/shard/7", "https://x.test/shard/7", None),
+    ],
+)
+def test_a_file_beside_a_url(url, name, index):
+    assert shard_cache.file_name(url) == name
+    assert shard_cache.neighbour(url, INDEX) == index
+
+
+def test_threads_and_processes_fetch_a_shard_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    url = f"pipe:echo x >> {tmp_path}/fetched; sleep 0.5; cat {folder}/a-0.tar"
+    with ThreadPoolExecutor(4) as threads:
+        files = set(threads.map(shard_cache.local, [url] * 4))
+    assert len(files) == 1
+    children = [FORK.Process(target=shard_cache.local, args=(f"{url} ",)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    assert (tmp_path / "fetched").read_text() == "x\nx\n"
 
 
 # ---- flips -------------------------------------------------------------------------------------
