@@ -4,6 +4,7 @@ AnimateDiff-Lightning section 3.3: F_i = f_i o m. Bases are read through diffuse
 diffusers folder or from a single-file SD1.5 checkpoint.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from .miniature.vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
 CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_OF_DECODER = ("decoder.", "post_quant_conv.")
 _CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -61,6 +63,18 @@ class BaseModel:
     def unscaled(self, latents: Tensor) -> Tensor:
         """Return latents as the VAE decodes them."""
         return latents / self.vae.config.scaling_factor + self._latent_shift
+
+    def latent_space(self) -> str:
+        """Return a digest of what pixels are encoded to: the VAE's encoder, in float16, and scale.
+
+        Base models of one latent space can share clips; decoders may differ.
+        """
+        scale = (self.vae.config.scaling_factor, self._latent_shift)
+        digest = hashlib.sha256(repr(scale).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            if not name.startswith(_OF_DECODER):
+                digest.update(tensor.half().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @property
     def _latent_shift(self) -> float:

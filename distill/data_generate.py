@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -42,14 +43,15 @@ def run(request: DataRequest, rank: int | None = None, world_size: int | None = 
     studio = Studio(request)
     sizes = studio.sizes()
     folder_record.claim_shards(request.out / RECORD, request.fingerprint(), "clips")
-    mine = plan(request, sizes)[rank::world_size]
+    parts = plan(request, sizes)
+    mine = parts[rank::world_size]
     left = [p for p in mine if not (request.out / p.name).is_file()]
     with tqdm(total=sum(len(p.clips) for p in left), unit="clip", disable=None) as bar:
         for part in left:
             _make_shard(studio, part, bar)
     for part in mine:  # a kill between the two last acts of a shard leaves its folder
         shutil.rmtree(_work(request, part), ignore_errors=True)
-    if mine:
+    if all((request.out / part.name).is_file() for part in parts):  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     return [request.out / p.name for p in mine]
 
@@ -75,6 +77,7 @@ class Studio:
                 world.check_prompt(prompt)
         self._module = known.build(dtype=self._dtype).to(self._device)
         self._name, self._base = "", None
+        self._latent_space, self._warned = "", set()
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Return the wanted sizes; ValueError for one that is no multiple of a latent."""
@@ -96,7 +99,19 @@ class Studio:
                 dtype=self._dtype,
             )  # fmt: skip
             self._name = name
+            self._warn_of_latents(name, self._base.latent_space())
         return self._base
+
+    def _warn_of_latents(self, name: str, space: str) -> None:
+        first = self._latent_space = self._latent_space or space
+        if space != first and name not in self._warned:
+            self._warned.add(name)
+            print(
+                f"warning: the VAE of {name} encodes otherwise than that of "
+                f"{self.request.bases[0]}; give them an --out and a pool each, for mixed latents "
+                "teach neither.",
+                file=sys.stderr,
+            )
 
     def make(self, clips: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
         """Yield each clip's arrays by their names in a shard; all clips are of one base model."""

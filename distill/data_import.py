@@ -202,7 +202,7 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
             writer.writerows(sorted(bad.items()))
     if len(told) == shards and not clips:
         raise ValueError(video_folder.none_usable(request.videos, bad))
-    if clips:
+    if len(told) == shards:  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     skipped = f" {video_folder.listing(bad)}" if bad else ""
     return f"{clips} of {videos} videos are clips in {request.out} now.{skipped}"

@@ -1,5 +1,6 @@
 """`data generate`: every pair once, the same on any number of processes and after any kill."""
 
+import copy
 import json
 import os
 import signal
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from animatediff_lightning.distill import cli, data_check, data_generate, latent_shards
-from animatediff_lightning.distill.base_models import load_base
+from animatediff_lightning.distill.base_models import BaseModel, load_base
 from animatediff_lightning.distill.cli_options import parse_size
 from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.data_request import DataRequest, clip_of, plan
 from animatediff_lightning.distill.generate import generate_latents
 from animatediff_lightning.distill.miniature import shipped, world
 from animatediff_lightning.motion_module import checkpoint
+from diffusers import AutoencoderKL
 
 from .processes import FORK
 
@@ -104,6 +106,7 @@ def test_a_process_makes_only_its_own_shards(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path / "half")
     (files,) = data_generate.run(request, rank=1, world_size=2)
     assert list(tars(request.out)) == [files.name] == ["clips-000001.tar"]
+    assert not (request.out / "index.json").exists()  # the last process writes it, once
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
@@ -153,6 +156,31 @@ def test_finished_clips_are_kept_and_another_process_is_left_alone(
     assert calls == [3]
     assert (others / "00000004.npz").read_bytes() == b"in progress"
     assert tars(request.out)["clips-000000.tar"] == tars(undisturbed.out)["clips-000000.tar"]
+
+
+def test_base_models_of_other_latents_are_told_once(undisturbed, tmp_path, monkeypatch, capsys):
+    bases = ("miniature:plain", "miniature:toon", "miniature:wood")
+    request = replace(undisturbed, bases=bases, out=tmp_path)
+    monkeypatch.setattr(BaseModel, "latent_space", lambda base: str(base.name == "wood"))
+    studio = data_generate.Studio(request)
+    for base in bases * 2:
+        studio.base(base)
+    told = capsys.readouterr().err
+    assert told.count("warning: ") == 1
+    assert "the VAE of miniature:wood encodes otherwise than that of miniature:plain" in told
+
+
+def test_a_latent_space_is_told_by_the_encoder_alone():
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    base = replace(load_base(shipped.base()), vae=vae)
+    told = base.latent_space()
+    with torch.no_grad():
+        vae.decoder.conv_in.weight.add_(1)
+    assert base.latent_space() == told
+    assert replace(base, vae=copy.deepcopy(vae).half()).latent_space() == told
+    with torch.no_grad():
+        vae.encoder.conv_in.weight.add_(1)
+    assert base.latent_space() != told
 
 
 def test_another_command_in_the_folder_is_refused(undisturbed, tmp_path):
