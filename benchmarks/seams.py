@@ -1,7 +1,10 @@
 """Seams of long clips: how much more a clip jumps where windows begin and end than elsewhere.
 
-    PYTHON benchmarks/seams.py [--base BASE --motion-module FILE] [--prompt TEXT] [--frames 64]
-        [--overlap 4] [--noise constant] [--seeds 8] [--out OUT.csv]
+    PYTHON benchmarks/seams.py [--base BASE --motion-module FILE] [--prompt TEXT ...] [--frames 64]
+        [--overlap 4] [--noise constant] [--seeds 2] [--out OUT.csv]
+    python benchmarks/seams.py --base miniature:plain \
+        --motion-module distill/miniature/weights/4step.safetensors \
+        --out benchmarks/results/seams_miniature.csv            # what is committed
 
 Headless, with the package installed; without files it makes the small random models. A window
 border lies between two frames that not the same windows hold. The seam of a clip is the mean of
@@ -16,19 +19,23 @@ import argparse
 import csv
 import itertools
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from animatediff_lightning.distill import clips, generate, random_models
 from animatediff_lightning.distill.base_models import load_base
+from animatediff_lightning.distill.named_models import base_path
 from animatediff_lightning.distill.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import MotionRun, inject
 from animatediff_lightning.samplers import context, euler, noise, schedule
 from step_time import median_interval
 
+PROMPTS = ("a red fish swimming left", "a big blue bird flying up",
+           "a teal mouse running right", "a small green fish swimming down")  # fmt: skip
 FIELDS = ("where", "frames", "length", "overlap", "fuse", "noise", "steps", "seeds",
-          "median", "low", "high")  # fmt: skip
+          "prompts", "median", "low", "high")  # fmt: skip
 
 
 def borders(plan, num_frames):
@@ -82,18 +89,17 @@ def load(options):
     known = checkpoint.load(options.motion_module or made.motion_module)
     device = clips.choose_device(options.device)
     dtype = clips.choose_dtype("auto", device)
-    base = load_base(
-        options.base or made.base, tokenizer=options.tokenizer, device=device, dtype=dtype
-    )
+    path = base_path(options.base) if options.base else made.base
+    base = load_base(path, tokenizer=options.tokenizer, device=device, dtype=dtype)
     request = ClipRequest(
-        (options.prompt,), steps=options.steps or known.steps or 4, frames=options.frames
+        tuple(options.prompt), steps=options.steps or known.steps or 4, frames=options.frames
     )
     request = request.sized(base.default_size, base.default_size, base.latent_factor)
     return base, known.build(dtype=dtype).to(device), request
 
 
 def compare(models, options):
-    """Return a row for each place of the windows and each fuse: the median seam over the seeds."""
+    """Return a row for each place of the windows and each fuse: the median seam over all clips."""
     base, motion_module, request = models
     longest = motion_module.config.max_frames
     places = ["latents", "features", *(["plain"] if request.frames <= longest else [])]
@@ -101,12 +107,13 @@ def compare(models, options):
     for fuse, where in itertools.product(options.fuse, places):
         cut = context.ContextOptions(options.length, options.overlap, "static", fuse)
         border = borders(context.plan(request.frames, cut), request.frames)
-        requests = [with_seed(request, seed) for seed in range(options.seeds)]
+        pairs = itertools.product(options.prompt, range(options.seeds))
+        requests = [replace(request, prompts=(p,), seed=s) for p, s in pairs]
         made = (clip(base, motion_module, where, cut, r, options.noise) for r in requests)
         seams = [seam(x.float(), border) for x in made]
         interval = (f"{n:.4f}" for n in (statistics.median(seams), *median_interval(seams)))
         shape = (*shape_of(options), fuse, options.noise, request.steps)
-        rows.append((where, *shape, options.seeds, *interval))
+        rows.append((where, *shape, options.seeds, "; ".join(options.prompt), *interval))
         print(*rows[-1], sep="  ", flush=True)
     return rows
 
@@ -115,24 +122,20 @@ def shape_of(options):
     return options.frames, options.length, options.overlap
 
 
-def with_seed(request, seed):
-    return ClipRequest(**{**vars(request), "seed": seed})
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default="benchmarks/results/seams.csv")
-    parser.add_argument("--base", type=Path, help="SD1.5 checkpoint or diffusers folder")
+    parser.add_argument("--base", help="SD1.5 checkpoint, diffusers folder or miniature:STYLE")
     parser.add_argument("--motion-module", type=Path)
     parser.add_argument("--tokenizer", type=Path)
-    parser.add_argument("--prompt", default="a red circle moving left")
+    parser.add_argument("--prompt", nargs="+", default=PROMPTS)
     parser.add_argument("--steps", type=int, help="default: those of the motion module's file")
     parser.add_argument("--frames", type=int, default=64)
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--overlap", type=int, default=4)
     parser.add_argument("--fuse", nargs="+", default=["flat", "pyramid"], choices=context.FUSES)
     parser.add_argument("--noise", default=noise.INDEPENDENT, choices=noise.MODES)
-    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=2, help="clips of each prompt")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     if (options.base is None) != (options.motion_module is None):
@@ -140,7 +143,7 @@ def main():
     if options.frames <= options.length:
         parser.error("--frames must exceed --length, or there are no borders.")
     rows = compare(load(options), options)
-    models = (options.base or Path("random")).name, (options.motion_module or Path("random")).name
+    models = options.base or "random", (options.motion_module or Path("random")).name
     with open(options.out, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow((*FIELDS, "base", "motion_module"))

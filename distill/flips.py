@@ -23,11 +23,6 @@ def flipped(caption: str) -> str:
     return _SIDE.sub(lambda found: _like(found[0], _OTHER[found[0].lower()]), caption)
 
 
-def is_directional(caption: str) -> bool:
-    """Tell whether a caption names a side or a sense of rotation."""
-    return _SIDE.search(caption) is not None
-
-
 def _like(word: str, other: str) -> str:
     """Return the other word in the first one's case."""
     if word.isupper():

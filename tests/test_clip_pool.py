@@ -267,7 +267,6 @@ def test_threads_and_processes_fetch_a_shard_once(folder, tmp_path, monkeypatch)
 )
 def test_captions_change_sides(caption, wanted):
     assert flips.flipped(caption) == (wanted or caption)
-    assert flips.is_directional(caption) == (wanted is not None)
     assert flips.flipped(flips.flipped(caption)) == caption
 
 

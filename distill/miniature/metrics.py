@@ -14,16 +14,10 @@ from . import measure, render, styles, world
 # up: higher is better; the others are read against the ceiling
 SHARES = ("colour", "kind", "motion", "heading", "style", "strict")
 METRICS = (*SHARES, "jerk", "chroma")
-HELP = {
-    "colour": "share of clips in the caption's colour",
-    "kind": "share that show the caption's kind of animal",
-    "motion": "share that move in the caption's direction",
-    "heading": "share whose sprite faces where it goes",
-    "style": "share in the base model's style",
-    "strict": "share that keep to the path which caption and first frame imply",
-    "jerk": "mean second difference of the sprite's middle, pixels",
-    "chroma": "peak colour strength against that of true clips",
-}
+# colour, kind, motion: of clips that show what the caption says; heading: whose sprite faces where
+# it goes; style: in the base model's; strict: that keep to the path which caption and first frame
+# imply; jerk: mean second difference of the sprite's middle, pixels; chroma: peak colour strength
+# against that of true clips
 _PROMPT_SEED = 7
 
 

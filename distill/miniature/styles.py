@@ -62,5 +62,3 @@ STYLES = {
         saturation=0.8, hue=10.0, rear=0.4,
     ),
 }  # fmt: skip
-UNSEEN = tuple(name for name, style in STYLES.items() if style.pool == "unseen")
-TRAINED = tuple(name for name in STYLES if name not in UNSEEN)
