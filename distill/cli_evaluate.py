@@ -10,9 +10,12 @@ from .cli_options import (
     AtOnce,
     Bases,
     ComputeDtype,
+    Configs,
     Device,
     Dtype,
     Frames,
+    Prediction,
+    PredictionType,
     Teacher,
     Tokenizer,
     parse_size,
@@ -67,7 +70,10 @@ def evaluate_fvd(
     out: Annotated[Path, typer.Option(help="Folder; the same one goes on where it was.")],
     teacher: Teacher = "miniature",
     teacher_steps: Annotated[int, typer.Option(help="Euler steps of the reference.")] = 32,
-    teacher_cfg: Annotated[float, typer.Option(help="Guidance of the reference.")] = 7.5,
+    teacher_cfg: Annotated[
+        float | None,
+        typer.Option(help="Guidance of the reference. Default: 7.5; 2.5 for the miniature."),
+    ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="One a line. Default: 100 of ours; the miniature's held-out captions."),
@@ -88,6 +94,8 @@ def evaluate_fvd(
     device: Device = "auto",
     dtype: ComputeDtype = Dtype.auto,
     tokenizer: Tokenizer = None,
+    config: Configs = None,
+    prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Frechet distance of each method's clips to the teacher's, for each base model (table 2).
 
@@ -96,12 +104,15 @@ def evaluate_fvd(
     """
     from . import fvd
     from .fvd_request import FvdRequest, Method
+    from .fvd_request import teacher_cfg as cfg_of
 
+    cfg = cfg_of(teacher) if teacher_cfg is None else teacher_cfg
     request = FvdRequest(
         bases=tuple(base), methods=tuple(Method.parse(m) for m in method), out=out,
-        teacher=Method(teacher, teacher_steps, teacher_cfg, "euler"), prompts=prompts, clips=clips,
+        teacher=Method(teacher, teacher_steps, cfg, "euler"), prompts=prompts, clips=clips,
         features=features.value, i3d=i3d, seed=seed, frames=frames,
         size=None if size is None else parse_size(size), at_once=at_once, device=device,
-        dtype=dtype.value, tokenizer=tokenizer,
+        dtype=dtype.value, tokenizer=tokenizer, config=config,
+        prediction_type=prediction_type.known,
     )  # fmt: skip
     print(fvd.run(request))

@@ -11,3 +11,12 @@ def file_digest(file: Path) -> str:
         while piece := content.read(2**20):
             digest.update(piece)
     return digest.hexdigest()[:16]
+
+
+def digest(path: Path) -> str:
+    """Return the digest of a file, or of a folder's visible files and their names."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(f.relative_to(path).as_posix() for f in path.rglob("[!.]*") if f.is_file())
+    lines = "\n".join(f"{name}\t{file_digest(path / name)}" for name in files)
+    return hashlib.sha256(lines.encode()).hexdigest()[:16]

@@ -5,7 +5,6 @@ the undistilled module at 32 Euler steps with guidance.
 """
 
 import csv
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -23,11 +22,13 @@ from . import folder_record, frechet, i3d, i3d_weights, train_checks, video
 from .base_models import BaseModel, load_base, quiet_libraries
 from .clips import choose_dtype, is_miniature
 from .devices import choose_device
+from .file_digest import digest
 from .fvd_request import FvdRequest, Method
 from .generate import decode, generate_clips
 from .miniature import probe, world
 from .miniature.evaluate import show
 from .named_models import base_path, motion_module_path
+from .request import check_size
 
 TABLE, RECORD = "fvd.csv", "fvd.json"
 COLUMNS = ("base", "motion_module", "sampler", "steps", "cfg", "evaluations", "n", "fvd", "floor")
@@ -49,8 +50,8 @@ def run(request: FvdRequest) -> str:
     known = {n: checkpoint.load(motion_module_path(n)).without_tensors() for n in names}
     methods = [m.settled(known[m.motion_module].steps) for m in request.methods]
     check(request, methods, prompts, known.values())
-    claim(request, prompts)
     bench = Bench(request, prompts)
+    claim(request, prompts, bench.dtype)
     rows = [row for base in request.bases for row in bench.rows(base, methods)]
     write_table(request.out / TABLE, rows)
     text = show(rows)
@@ -59,7 +60,8 @@ def run(request: FvdRequest) -> str:
     plot(rows, request.out / "fvd.png")
     kind = "the miniature's probe" if request.uses_probe else "the Kinetics I3D"
     return (
-        f"{text}\n\nFrechet distance in the features of {kind}, {len(prompts)} clips each; floor: "
+        f"{text}\n\nFrechet distance in the features of {kind}, {len(prompts)} clips each, to the "
+        f"teacher at {request.teacher.steps} Euler steps and cfg {request.teacher.cfg:g}; floor: "
         "the teacher to itself under other seeds."
     )
 
@@ -71,8 +73,10 @@ def check(
     """Raise ValueError for base models, modules and prompts that do not go together."""
     for method in methods:
         request.clip(method)  # raises for steps out of range
+    _check_frames(request)
     for name in request.bases:
         unet = train_checks.empty_unet(base_path(name))
+        check_size(*(request.size or (0, 0)), train_checks.latent_factor(base_path(name)))
         for known in modules:
             train_checks.check_fit(known, unet, request.frames)
         for prompt in prompts if is_miniature(name) else ():
@@ -84,12 +88,31 @@ def check(
             raise ValueError(f"two {what} are called {twice}; give each once, or rename a file.")
 
 
-def claim(request: FvdRequest, prompts: Sequence[str]) -> None:
-    """Write down whose clips the folder holds, or refuse that of others with ValueError."""
+def _check_frames(request: FvdRequest) -> None:
+    """Raise ValueError for clips that the features cannot be taken of."""
+    if not request.uses_probe and request.frames < i3d.FEWEST_FRAMES:
+        raise ValueError(
+            f"the I3D needs clips of at least {i3d.FEWEST_FRAMES} frames, not {request.frames}; "
+            "raise --frames."
+        )
+    size = request.size or (world.SIZE, world.SIZE)
+    if request.uses_probe and (request.frames, *size) != (world.FRAMES, world.SIZE, world.SIZE):
+        raise ValueError(
+            f"the probe wants {world.FRAMES} frames of {world.SIZE}x{world.SIZE}; leave --frames "
+            "and --size away, or use --features i3d."
+        )
+
+
+def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> None:
+    """Write down whose clips the folder holds, or refuse that of others with ValueError.
+
+    dtype: what is computed in, for clips of another one are other clips.
+    """
     told = {
         "prompts": list(prompts), "seed": request.seed, "frames": request.frames,
         "size": request.size and list(request.size), "probe": request.uses_probe,
-        "at_once": request.at_once, "dtype": request.dtype,
+        "at_once": request.at_once, "dtype": str(dtype).removeprefix("torch."),
+        "config": request.config and str(request.config), "predicts": request.prediction_type,
     }  # fmt: skip
     folder_record.claim(request.out / RECORD, told, "clips")
 
@@ -100,7 +123,7 @@ class Bench:
     def __init__(self, request: FvdRequest, prompts: Sequence[str]) -> None:
         self.request, self.prompts = request, prompts
         self._device = choose_device(request.device)
-        self._dtype = choose_dtype(request.dtype, self._device)
+        self.dtype = choose_dtype(request.dtype, self._device)
         self._features = _network(request, self._device)
 
     def rows(self, name: str, methods: Sequence[Method]) -> Iterator[dict[str, object]]:
@@ -126,9 +149,10 @@ class Bench:
     ) -> tuple[Tensor, np.ndarray]:
         """Return the features (n, d) of a method's clips, and some frames; goes on where it was."""
         label = f"{method.label}{'-other-seeds' * bool(shift)}"
-        # a file of the same name with other weights is another method
-        digest = _digest(motion_module_path(method.motion_module))
-        file = self.request.out / "features" / _short(name) / f"{label}-{digest}.npz"
+        # files of the same name with other weights are another base model, another method
+        folder = f"{_short(name)}-{_digest(base_path(name))}"
+        module_digest = _digest(motion_module_path(method.motion_module))
+        file = self.request.out / "features" / folder / f"{label}-{module_digest}.npz"
         features, shown = _read(file)
         if len(features) == len(self.prompts):
             return torch.from_numpy(features), shown
@@ -163,13 +187,13 @@ class Bench:
 
     def _load(self, name: str) -> BaseModel:
         return load_base(
-            base_path(name), tokenizer=self.request.tokenizer, device=self._device,
-            dtype=self._dtype,
+            base_path(name), config=self.request.config, tokenizer=self.request.tokenizer,
+            prediction_type=self.request.prediction_type, device=self._device, dtype=self.dtype,
         )  # fmt: skip
 
     def _module(self, method: Method) -> MotionModule:
         known = checkpoint.load(motion_module_path(method.motion_module))
-        return known.build(dtype=self._dtype).to(self._device)
+        return known.build(dtype=self.dtype).to(self._device)
 
 
 class _Lazy:
@@ -216,8 +240,8 @@ def plot(rows: Sequence[dict[str, object]], file: Path) -> None:
 
 
 @cache
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+def _digest(path: Path) -> str:
+    return digest(path)[:8]
 
 
 def _network(request: FvdRequest, device: torch.device) -> Features:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from .clips import is_miniature
 from .miniature import metrics
-from .named_models import motion_module_path
+from .named_models import MINIATURE, motion_module_path
 from .request import ClipRequest, read_prompts
 
+TEACHER_CFG, MINIATURE_CFG = 7.5, 2.5  # of configs/paper.toml and configs/miniature.toml
 PROMPTS = Path(__file__).parent / "prompts" / "video.txt"
 # the numbers and the sampler at the end, as a path may hold a colon
 _METHOD = re.compile(r"(.+?)(?::(\d+)(?::(\d+(?:\.\d+)?)(?::([a-z]\w+))?)?)?")
@@ -25,8 +26,11 @@ class Method:
 
     @classmethod
     def parse(cls, text: str) -> "Method":
-        """Return the method that MODULE[:STEPS[:CFG[:SAMPLER]]] means."""
-        module, steps, cfg, sampler = _METHOD.fullmatch(text).groups()
+        """Return the method that MODULE[:STEPS[:CFG[:SAMPLER]]] means; ValueError if none."""
+        found = _METHOD.fullmatch(text)
+        if found is None:
+            raise ValueError("--method names nothing; give MODULE[:STEPS[:CFG[:SAMPLER]]].")
+        module, steps, cfg, sampler = found.groups()
         return cls(module, int(steps) if steps else None, float(cfg or 1), sampler or "euler")
 
     @property
@@ -56,6 +60,11 @@ class Method:
         return replace(self, steps=steps)
 
 
+def teacher_cfg(motion_module: str) -> float:
+    """Return the guidance of a teacher that its students are distilled with, by default."""
+    return MINIATURE_CFG if motion_module == MINIATURE else TEACHER_CFG
+
+
 @dataclass(frozen=True)
 class FvdRequest:
     """Base models, methods and clips of a table; holds the defaults of `evaluate fvd`.
@@ -67,7 +76,7 @@ class FvdRequest:
     bases: tuple[str, ...]
     methods: tuple[Method, ...]
     out: Path
-    teacher: Method = Method("miniature", 32, 7.5)
+    teacher: Method = Method(MINIATURE, 32, MINIATURE_CFG)
     prompts: Path | None = None
     clips: int = 100
     features: str = "auto"
@@ -79,6 +88,8 @@ class FvdRequest:
     device: str = "auto"
     dtype: str = "auto"
     tokenizer: Path | None = None
+    config: Path | None = None
+    prediction_type: str | None = None
 
     def __post_init__(self) -> None:
         if len({is_miniature(base) for base in self.bases}) != 1:

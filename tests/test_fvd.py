@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import frechet, fvd
+from animatediff_lightning.distill import frechet, fvd, train_config
 from animatediff_lightning.distill.base_models import load_base
 from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.fvd_request import PROMPTS, FvdRequest, Method
+from animatediff_lightning.distill.fvd_request import PROMPTS, FvdRequest, Method, teacher_cfg
 from animatediff_lightning.distill.generate import decode, generate_latents
 from animatediff_lightning.distill.miniature import probe, shipped
 from animatediff_lightning.distill.request import read_prompts
@@ -55,7 +55,7 @@ def test_a_row_for_every_base_and_method_with_its_floor(measured):
 
 def test_features_are_those_of_clips_that_generate_makes(measured):
     out, _ = measured
-    (file,) = (out / "features" / "toon").glob("motion_module-2-1-euler-????????.npz")
+    (file,) = (out / "features").glob("toon-????????/motion_module-2-1-euler-????????.npz")
     base = load_base(shipped.base("toon"))
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     request = FvdRequest(("miniature:toon",), (), out, clips=CLIPS)
@@ -70,7 +70,7 @@ def test_features_are_those_of_clips_that_generate_makes(measured):
 
 def test_the_distance_is_that_of_the_kept_features(measured):
     out, _ = measured
-    folder = out / "features" / "plain"
+    (folder,) = (out / "features").glob("plain-*")
 
     def kept(pattern):
         (file,) = folder.glob(pattern)
@@ -85,7 +85,7 @@ def test_the_distance_is_that_of_the_kept_features(measured):
 def test_it_goes_on_where_it_was(measured, tmp_path, monkeypatch):
     out, command = measured
     again = shutil.copytree(out, tmp_path / "again")
-    (cut,) = (again / "features" / "plain").glob("motion_module-2-1-*")
+    (cut,) = (again / "features").glob("plain-*/motion_module-2-1-*")
     kept = np.load(cut)
     np.savez(cut, features=kept["features"][:4], shown=kept["shown"])
     made = []
@@ -111,6 +111,40 @@ def test_other_weights_under_the_same_name_are_measured_anew(measured, tmp_path)
     assert float(rows(again)[0]["fvd"]) != float(rows(out)[0]["fvd"])
 
 
+def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monkeypatch):
+    """Its features are not the first one's; and what it is to predict is asked for."""
+    monkeypatch.setattr(fvd, "is_miniature", lambda _: False)
+    monkeypatch.setattr("animatediff_lightning.distill.fvd_request.is_miniature", lambda _: True)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red fish swimming left\na big blue bird flying up\n")
+    found, asked = [], []
+    load = fvd.load_base
+    monkeypatch.setattr(fvd, "load_base", lambda *a, **k: asked.append(k) or load(*a, **k))
+    for place, style in (("a", "plain"), ("b", "neon"), ("a", "plain")):
+        base = tmp_path / place / "base"
+        shutil.copytree(shipped.base(style), base, dirs_exist_ok=True)
+        request = FvdRequest(
+            (str(base),), (Method("miniature", 2),), tmp_path / "out", clips=2, prompts=prompts,
+            teacher=Method("miniature", 2, 2.0), prediction_type="v_prediction",
+        )  # fmt: skip
+        fvd.run(request)
+        found += [r["fvd"] for r in rows(tmp_path / "out")]
+    assert found[0] == found[2] != found[1]
+    assert len(asked) == 2  # the third time all is there
+    assert asked[0]["prediction_type"] == "v_prediction"
+
+
+def test_the_reference_has_the_guidance_that_its_students_learn(tmp_path, monkeypatch, capsys):
+    for name, file in (("paper", "mm_sd_v15_v2.ckpt"), ("miniature", "miniature")):
+        config = train_config.read(train_config.find(name))
+        assert teacher_cfg(file) == config.stages[0].cfg
+    monkeypatch.setattr(fvd, "run", lambda request: f"cfg {request.teacher.cfg}")
+    command = ["evaluate", "fvd", "--base", "miniature:plain", "--method", "miniature:2"]
+    for extra, cfg in (((), 2.5), (("--teacher", "v2.ckpt"), 7.5), (("--teacher-cfg", "3"), 3.0)):
+        assert main([*command, *extra, "--out", str(tmp_path)]) == 0
+        assert capsys.readouterr().out.strip() == f"cfg {cfg}"
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -121,7 +155,21 @@ def test_other_weights_under_the_same_name_are_measured_anew(measured, tmp_path)
         (["--method", "nowhere.safetensors:2"], "nowhere.safetensors"),
         (["--method", "miniature:2:1:ddim"], "sampler must be one of"),
         (["--method", "miniature:2", "--prompts", str(PROMPTS)], "does not know"),
-        (["--method", "miniature:2", "--frames", "40"], "has positions for"),
+        (["--method", "miniature:2", "--frames", "8"], "the probe wants 16 frames of 16x16"),
+        (["--method", "miniature:2", "--size", "17x17"], "leave --frames and --size away"),
+        (
+            ["--method", "miniature:2", "--features", "i3d", "--i3d", "x", "--frames", "8"],
+            "the I3D needs clips of at least 9 frames",
+        ),
+        (
+            ["--method", "miniature:2", "--features", "i3d", "--i3d", "x", "--size", "17x16"],
+            "width must be a multiple of 2",
+        ),
+        (
+            ["--method", "miniature:2", "--features", "i3d", "--i3d", "x", "--frames", "40"],
+            "has positions for",
+        ),
+        (["--method", ""], "--method names nothing"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, capsys, options, sentence):
