@@ -1,6 +1,5 @@
 """`data verify` and `data stats`: whether every clip can be trained on, and what there is."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import latent_shards, video
+from . import folder_record, latent_shards, video
 from .base_models import load_base, quiet_libraries
 from .data_generate import RECORD
 from .generate import decode
@@ -28,23 +27,23 @@ def verify(folder: Path) -> str:
     if not sources:
         raise ValueError(f"{folder} holds no shards of clips; `data generate` makes them.")
     bad: list[str] = []
-    clips = 0
+    counts: dict[str, int] = {}
     for source in tqdm(sources, desc="reading the shards", disable=None, leave=False):
         try:
             shard = latent_shards.index(source)
         except ValueError as error:
             bad.append(str(error).rstrip("."))
             continue
-        clips += len(shard)
+        counts[shard.name] = len(shard)
         bad.extend(_bad_clips(shard))
-    bad.extend(_against_records(folder, sources, clips))
+    bad.extend(_against_records(folder, sources, counts))
     if bad:
         more = [f"and {len(bad) - _TOLD} more"] if len(bad) > _TOLD else []
         raise ValueError(
             f"{folder} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
             f"{'; '.join([*bad[:_TOLD], *more])}."
         )
-    return f"all {clips} clips are sound (shards: {len(sources)})."
+    return f"all {sum(counts.values())} clips are sound (shards: {len(sources)})."
 
 
 def stats(folder: Path, base: str | None = None) -> str:
@@ -98,16 +97,26 @@ def _bad_clips(shard: Shard) -> Iterator[str]:
             yield f"{where} has no caption"
 
 
-def _against_records(folder: Path, sources: list[str], clips: int) -> Iterator[str]:
+def _against_records(folder: Path, sources: list[str], counts: dict[str, int]) -> Iterator[str]:
     """Yield what the index and the command that made the clips tell otherwise."""
     known = latent_shards.indexed(folder)
     gone = sorted(set(known) - {Path(s).name for s in sources})
     yield from (f"{name} is in {latent_shards.INDEX} and missing" for name in gone)
-    told = sum(len(s) for name, s in known.items() if name not in gone)
-    if known and told != clips:
-        yield f"{latent_shards.INDEX} tells {told} clips and there are {clips}"
-    record = folder / RECORD
-    if record.is_file():
-        wanted = json.loads(record.read_text(encoding="utf-8"))["clips"]
-        if wanted != clips:
-            yield f"{clips} of {wanted} clips are made, give the same `data generate` again"
+    for name, count in counts.items():
+        told = len(known.get(name, range(count)))  # it may not know a shard yet
+        if told != count:
+            yield f"{latent_shards.INDEX} tells {told} clips of {name} and there are {count}"
+    if (folder / RECORD).is_file():
+        yield from _against_command(folder / RECORD, sum(counts.values()))
+
+
+def _against_command(record: Path, clips: int) -> Iterator[str]:
+    try:
+        wanted = folder_record.read(record).get("clips")
+    except ValueError as error:
+        yield str(error).rstrip(".")
+        return
+    if not isinstance(wanted, int):
+        yield f"{record.name} does not tell how many clips are wanted, put it back as it was"
+    elif wanted != clips:
+        yield f"{clips} of {wanted} clips are made, give the same `data generate` again"

@@ -17,28 +17,45 @@ LAYOUTS = ("comfyui", "diffusers")
 CARD = "README.md"
 _TEXT = """# {name}: model card
 
-Motion modules for few-step video, distilled by `animatediff-lightning train` (progressive
-adversarial distillation, AnimateDiff-Lightning, arXiv 2403.12706). Each is one file in two key
-layouts: `_comfyui` for ComfyUI's Load Motion Module, `_diffusers` for diffusers' MotionAdapter.
+Motion modules for few-step video, distilled by `animatediff-lightning train` ({methods}).
+Each is one file in two key layouts: `_comfyui` for ComfyUI's Load Motion Module, `_diffusers` for
+diffusers' MotionAdapter.
 
-| file | steps | distilled from | iterations | loss |
-|---|---|---|---|---|
+| file | steps | distilled from | iterations | loss | config |
+|---|---|---|---|---|---|
 {rows}
 
-- **Use:** Euler on linear betas (0.00085 to 0.012) at trailing timesteps, cfg 1, the file's steps.
+{use}
 - **Trained with the base models:** {bases}. Others of their family may work.
-- **Frames:** {frames}; clips a step: {global_batch}; seed {seed}; config {training}.
-- **Norm scope:** {norm_scope}: each frame is normalised by itself, as in ComfyUI. Diffusers'
-  UNetMotionModel takes statistics over the clip, so that its clips differ a little.
+- **Frames:** {frames}; clips a step: {global_batch}; seed {seed}.
+- **Norm scope:** {norm_scope}: {scope}
 - **Not known:** what licences of base models and clips ask for; whoever shares these files must.
 """
+
+_METHODS = {
+    "adversarial": "progressive adversarial distillation, AnimateDiff-Lightning, arXiv 2403.12706",
+    "mse": "progressive distillation by MSE, without a discriminator",
+    "consistency": "consistency distillation as AnimateLCM's, arXiv 2402.00769",
+}
+_SCOPES = {
+    "frame": "each frame is normalised by itself, as in ComfyUI. Diffusers'\n"
+    "  UNetMotionModel takes statistics over the clip, so that its clips differ a little.",
+    "clip": "statistics are taken over the clip, as in diffusers' UNetMotionModel.",
+}
+_BETAS = "linear betas (0.00085 to 0.012)"
+_USE = f"- **Use:** Euler and the file's steps, on {_BETAS} at trailing timesteps, cfg 1."
+_USE_OF_CONSISTENCY = (
+    f"- **Use of the consistency module:** the sampler `lcm` and 1 to 8 steps, on {_BETAS}, cfg 1."
+)
+_TOLD = ("teacher_steps", "iterations", "loss", "training", "bases", "frames", "global_batch",
+         "seed", "norm_scope")  # fmt: skip
 
 
 def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> list[Path]:
     """Write every student of a run's folder as {name}_Nstep_LAYOUT.safetensors, and the card.
 
-    Returns the files. Raises ValueError where the run has no student yet, or a file is there
-    already and not `force`.
+    Returns the files. Raises ValueError, before any is written, where the run has no student yet,
+    one of them does not tell how it was made, or a file is there already and not `force`.
     """
     found = students(run)
     targets = [
@@ -51,29 +68,51 @@ def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> 
     if there and not force:
         raise ValueError(f"{there[0]} exists; pass --force to overwrite it, or another --out.")
     check_writable(card)
+    text = _card(name, found)
     for known, layout, target in targets:
         checkpoint.save(known.build(dtype=dtype), target, layout=layout, metadata=known.metadata)
     with atomic_path(card) as temporary:
-        temporary.write_text(_card(name, found), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     return [*(target for *_, target in targets), card]
 
 
 def students(run: Path) -> list[MotionCheckpoint]:
-    """Return a run's finished students, most steps first; ValueError where there is none."""
+    """Return a run's finished students, most steps first.
+
+    Raises ValueError where there is none, or one lacks what `train` writes into it.
+    """
     files = RunFolder(run).students()
     if not files:
         raise ValueError(
             f"{run} holds no finished student; give the folder that `train` wrote, once its first "
             "stage is done."
         )
-    return sorted((checkpoint.load(f) for f in files), key=lambda known: -known.steps)
+    return sorted((load_student(f) for f in files), key=lambda known: -known.steps)
+
+
+def load_student(file: Path) -> MotionCheckpoint:
+    """Return a student; ValueError where its file lacks what `train` writes into it."""
+    known = checkpoint.load(file)
+    if any(key not in known.metadata for key in _TOLD) or known.metadata["loss"] not in _METHODS:
+        raise ValueError(
+            f"{file} does not tell how it was distilled; take it out of {file.parent}, or make it "
+            "anew with `train`."
+        )
+    return known
 
 
 def _card(name: str, found: list[MotionCheckpoint]) -> str:
     known = found[0].metadata
     rows = (
         f"| {name}_{c.path.stem} | {c.steps} | {c.metadata['teacher_steps']} steps | "
-        f"{c.metadata['iterations']} | {c.metadata['loss']} |"
+        f"{c.metadata['iterations']} | {c.metadata['loss']} | {c.metadata['training']} |"
         for c in found
     )
-    return _TEXT.format(name=name, rows="\n".join(rows), **known)
+    losses = [loss for loss in _METHODS if any(c.metadata["loss"] == loss for c in found)]
+    use = [_USE] if losses != ["consistency"] else []
+    use += [_USE_OF_CONSISTENCY] if "consistency" in losses else []
+    return _TEXT.format(
+        name=name, rows="\n".join(rows), use="\n".join(use),
+        methods="; ".join(_METHODS[loss] for loss in losses),
+        scope=_SCOPES[known["norm_scope"]], **known,
+    )  # fmt: skip

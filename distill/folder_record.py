@@ -18,7 +18,7 @@ def claim(
     """
     wanted = json.loads(json.dumps(told))
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read(file)
         if found == wanted:
             return
         counts = begun or {}
@@ -35,8 +35,19 @@ def claim(
         temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
 
 
+def read(file: Path) -> dict[str, object]:
+    """Return what a folder's record tells; ValueError where it is damaged."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(told, dict):
+            return told
+    except ValueError:
+        pass
+    raise ValueError(f"{file} is damaged; put it back as it was, or make the folder anew.")
+
+
 def _first(value: object, count: int | None) -> object:
-    return value if count is None else value[:count]
+    return value[:count] if count is not None and isinstance(value, list) else value
 
 
 def claim_shards(file: Path, told: Mapping[str, object], what: str) -> None:

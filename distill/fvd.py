@@ -73,7 +73,6 @@ def check(
     """Raise ValueError for base models, modules and prompts that do not go together."""
     for method in methods:
         request.clip(method)  # raises for steps out of range
-    _check_frames(request)
     for name in request.bases:
         unet = train_checks.empty_unet(base_path(name))
         check_size(*(request.size or (0, 0)), train_checks.latent_factor(base_path(name)))
@@ -88,21 +87,6 @@ def check(
             raise ValueError(f"two {what} are called {twice}; give each once, or rename a file.")
 
 
-def _check_frames(request: FvdRequest) -> None:
-    """Raise ValueError for clips that the features cannot be taken of."""
-    if not request.uses_probe and request.frames < i3d.FEWEST_FRAMES:
-        raise ValueError(
-            f"the I3D needs clips of at least {i3d.FEWEST_FRAMES} frames, not {request.frames}; "
-            "raise --frames."
-        )
-    size = request.size or (world.SIZE, world.SIZE)
-    if request.uses_probe and (request.frames, *size) != (world.FRAMES, world.SIZE, world.SIZE):
-        raise ValueError(
-            f"the probe wants {world.FRAMES} frames of {world.SIZE}x{world.SIZE}; leave --frames "
-            "and --size away, or use --features i3d."
-        )
-
-
 def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> None:
     """Write down whose clips the folder holds, or refuse that of others with ValueError.
 
@@ -113,6 +97,7 @@ def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> No
         "size": request.size and list(request.size), "probe": request.uses_probe,
         "at_once": request.at_once, "dtype": str(dtype).removeprefix("torch."),
         "config": request.config and str(request.config), "predicts": request.prediction_type,
+        "teacher_cfg": request.teacher.cfg,
     }  # fmt: skip
     folder_record.claim(request.out / RECORD, told, "clips")
 

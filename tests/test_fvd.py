@@ -1,7 +1,9 @@
 """`evaluate fvd`: the same clips for every method, a floor, and nothing made twice."""
 
 import csv
+import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +53,13 @@ def test_a_row_for_every_base_and_method_with_its_floor(measured):
         assert float(row["floor"]) > 0
     for name in ("fvd.md", "fvd.png", "plain.png", "toon.png"):
         assert (out / name).stat().st_size > 0
+
+
+def test_the_folder_tells_what_its_clips_were_computed_with(measured):
+    told = json.loads((measured[0] / "fvd.json").read_text())
+    assert told["dtype"] == ("float16" if torch.cuda.is_available() else "float32")
+    assert told["teacher_cfg"] == 2
+    assert (told["config"], told["predicts"]) == (None, None)
 
 
 def test_features_are_those_of_clips_that_generate_makes(measured):
@@ -145,6 +154,31 @@ def test_the_reference_has_the_guidance_that_its_students_learn(tmp_path, monkey
         assert capsys.readouterr().out.strip() == f"cfg {cfg}"
 
 
+def test_the_table_tells_how_its_reference_was_made(measured, capsys):
+    out, command = measured
+    assert main([*command, "--out", str(out)]) == 0
+    assert "to the teacher at 3 Euler steps and cfg 2; floor" in capsys.readouterr().out
+
+
+def test_an_unusual_checkpoint_is_read_as_told(tmp_path, monkeypatch):
+    (tmp_path / "model_index.json").write_text("{}")
+    asked = []
+    monkeypatch.setattr(fvd, "run", asked.append)
+    command = [*COMMON, "--method", "miniature:2", "--out", str(tmp_path / "out")]
+    options = ["--config", str(tmp_path), "--prediction-type", "v_prediction"]
+    assert main([*command, *options]) == 0
+    assert (asked[0].config, asked[0].prediction_type) == (tmp_path, "v_prediction")
+    monkeypatch.setattr(fvd, "load_base", lambda *_, **given: asked.append(given))
+    bench = fvd.Bench(asked[0], ())
+    bench._load("miniature:plain")
+    assert asked[1]["config"] == tmp_path
+    assert asked[1]["prediction_type"] == "v_prediction"
+    fvd.claim(asked[0], (), torch.float16)
+    told = json.loads((tmp_path / "out" / "fvd.json").read_text())
+    assert Path(told["config"]) == tmp_path
+    assert (told["predicts"], told["dtype"]) == ("v_prediction", "float16")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -169,6 +203,11 @@ def test_the_reference_has_the_guidance_that_its_students_learn(tmp_path, monkey
             ["--method", "miniature:2", "--features", "i3d", "--i3d", "x", "--frames", "40"],
             "has positions for",
         ),
+        (
+            ["--method", "miniature:2", "--features", "i3d", "--i3d", "nowhere.tar.gz"],
+            "nowhere.tar.gz is no file",
+        ),
+        (["--method", "miniature:2", "--config", "nowhere"], "nowhere has no model_index.json"),
         (["--method", ""], "--method names nothing"),
     ],
 )

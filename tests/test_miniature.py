@@ -1,6 +1,7 @@
 """The miniature that ships: it draws what it is told, moving; and the report that measures it."""
 
 import csv
+import shutil
 
 import av
 import numpy as np
@@ -190,6 +191,9 @@ def test_the_report_measures_keeps_and_draws(tmp_path, capsys):
         (["--sampler", "heun"], "sampler 'heun' is unknown"),
         (["--clips", "1"], "--clips must be at least 2"),
         (["--out", "m.txt"], "must end in .csv"),
+        (["--cfg", "nan"], "cfg must be between 0 and 100, not nan"),
+        (["--cfg", "1,inf"], "cfg must be between 0 and 100, not inf"),
+        (["--steps", "4,2000"], "steps must be between 1 and 1000, not 2000"),
     ],
 )
 def test_impossible_reports_are_refused(tmp_path, monkeypatch, capsys, arguments, sentence):
@@ -197,6 +201,34 @@ def test_impossible_reports_are_refused(tmp_path, monkeypatch, capsys, arguments
     assert main(["evaluate", "miniature", *arguments]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_one_name_have_rows_of_their_own(tmp_path):
+    """As the students of two runs, all of which are called 1step."""
+    out = tmp_path / "m.csv"
+    for steps in (1, 8):
+        file = tmp_path / str(steps) / "1step.safetensors"
+        file.parent.mkdir()
+        shutil.copy(shipped.student(steps), file)
+        base = shutil.copytree(shipped.base("plain"), tmp_path / str(steps) / "plain")
+        if steps == 8:
+            shutil.copytree(shipped.base("neon"), base, dirs_exist_ok=True)
+        command = ["evaluate", "miniature", "--base", str(base), "--motion-module", str(file)]
+        assert (
+            main([*command, "--clips", "2", "--steps", "1", "--cfg", "1", "--out", str(out)]) == 0
+        )
+    measured = [r for r in csv.DictReader(out.open()) if r["steps"] == "1"]
+    assert len({r["motion_module"] for r in measured}) == len({r["base"] for r in measured}) == 2
+    assert all(r["motion_module"].startswith("1step-") for r in measured)
+
+
+def test_another_table_is_not_written_over(tmp_path, capsys):
+    out = tmp_path / "m.csv"
+    out.write_text("base,n\nplain,3\n")
+    command = ["evaluate", "miniature", "--clips", "2", "--steps", "1", "--out", str(out)]
+    assert main(command) == 2
+    assert "m.csv is another table; choose another --out" in capsys.readouterr().err
+    assert out.read_text() == "base,n\nplain,3\n"
 
 
 def test_guidance_counts_twice():
@@ -232,3 +264,14 @@ def test_a_picture_shows_every_style_in_a_row(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert main(["miniature", "picture", "a red dog", "--out", str(tmp_path / "b.png")]) == 2
     assert "does not know the word 'dog'" in capsys.readouterr().err
+
+
+def test_a_report_asks_only_for_the_folder_that_it_writes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").mkdir()  # what `generate` would write here
+    asked = report.Request(("plain",), None, (1,), (1.0,), "euler", 2, tmp_path / "m.csv")
+    assert asked.steps == (1,)
+    (tmp_path / "m.png").mkdir()
+    assert main(["evaluate", "miniature", "--out", "m.csv"]) == 2
+    assert "m.png is a folder" in capsys.readouterr().err
+    assert not (tmp_path / "m.csv").exists()

@@ -98,15 +98,24 @@ def as_row(setting: Setting, evaluations: int, values: dict[str, float]) -> dict
     return asdict(setting) | {"evaluations": evaluations} | rounded
 
 
+_COLUMNS = [*(f.name for f in fields(Setting)), "evaluations", *metrics.METRICS]
+
+
 class Table:
-    """Rows in a CSV file, written whole after each row; rows that are there are not made again."""
+    """Rows in a CSV file, written whole after each row; rows that are there are not made again.
+
+    Raises ValueError where the file is another table.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: list[dict[str, str]] = []
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as source:
-                self.rows = list(csv.DictReader(source))
+                reader = csv.DictReader(source)
+                if reader.fieldnames != _COLUMNS:
+                    raise ValueError(f"{file} is another table; choose another --out.")
+                self.rows = list(reader)
 
     def find(self, setting: Setting) -> dict[str, str] | None:
         """Return the row of a setting, or None."""
@@ -115,12 +124,11 @@ class Table:
 
     def add(self, new: dict[str, object]) -> None:
         self.rows.append({k: str(v) for k, v in new.items()})
-        names = [*(f.name for f in fields(Setting)), "evaluations", *metrics.METRICS]
         with (
             atomic_path(self.file) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as target,
         ):
-            writer = csv.DictWriter(target, names, lineterminator=os.linesep)
+            writer = csv.DictWriter(target, _COLUMNS, lineterminator=os.linesep)
             writer.writeheader()
             writer.writerows(self.rows)
 

@@ -1,5 +1,6 @@
 """The report of `evaluate miniature`: which settings, their rows, the table and the plot."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from .. import generate
 from ..base_models import load_base, quiet_libraries
+from ..file_digest import digest
+from ..request import ClipRequest
 from . import metrics, shipped, styles
 from .evaluate import Setting, Table, as_row, row, show
 
@@ -37,6 +40,9 @@ class Request:
             raise ValueError(f"{self.out.name} must end in .csv.")
         for base in self.bases:
             style_of(base)
+        for steps, cfg in itertools.product(self.steps, self.cfgs):
+            # raises for what is out of range, and where the plot cannot be written
+            ClipRequest(("any",), steps=steps, cfg=cfg, out=self.out.with_suffix(".png"))
 
 
 def numbers(text: str, kind: Callable[[str], float], option: str) -> tuple:
@@ -66,21 +72,26 @@ def evaluate(request: Request) -> str:
     quiet_libraries()
     file = request.motion_module or shipped.motion_module()
     module = checkpoint.load(file)
-    built = module.build(dtype=torch.float32)
+    built, of = module.build(dtype=torch.float32), _named(file.stem, request.motion_module)
     table, shown = Table(request.out), []
     for name in request.bases:
         style = style_of(name)
         shown += _bounds(table, style, request.clips)
-        base = None
+        base, called = None, _named(style, Path(name) if Path(name).is_dir() else None)
         for steps in request.steps:
             for cfg in request.cfgs:
-                setting = Setting(style, file.stem, request.sampler, steps, cfg, request.clips)
+                setting = Setting(called, of, request.sampler, steps, cfg, request.clips)
                 if table.find(setting) is None:
                     base = base or load_base(name if Path(name).is_dir() else shipped.base(name))
                     table.add(row(base, built, style, setting))
                 shown.append(table.find(setting))
     plot(table.rows, request.out.with_suffix(".png"))
     return show(shown)
+
+
+def _named(name: str, path: Path | None) -> str:
+    """Return a name as the table has it: with a digest of what is not bundled, as names repeat."""
+    return name if path is None else f"{name}-{digest(path)[:8]}"
 
 
 def _bounds(table: Table, style: str, clips: int) -> list[dict[str, str]]:

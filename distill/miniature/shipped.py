@@ -7,6 +7,7 @@ cache when it is first asked for.
 import hashlib
 import shutil
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ...motion_module import checkpoint
+from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
 from ..base_models import load_base
 from ..cache import cache_folder, made_once
-from ..export import students
+from ..export import load_student, students
 from . import card, models, styles
 from .build import Folders, teacher_cfg
 from .recipe import RECIPES
@@ -66,8 +68,11 @@ def cfg() -> float:
 
 
 def pack(build: Path, target: Path = WEIGHTS, names: Sequence[str] = tuple(styles.STYLES)) -> Path:
-    """Write a finished build's weights as they ship: in float16, with gates' figures and card."""
-    folders = Folders(build)
+    """Write a finished build's weights as they ship: in float16, with gates' figures and card.
+
+    Raises ValueError, before anything is written, where a student in `target` is none of `train`'s.
+    """
+    folders, listed = Folders(build), _students_in(target)
     for style in names:
         made = load_base(folders.base(style))
         _save_half(made.unet, target / f"{style}.safetensors")
@@ -81,7 +86,7 @@ def pack(build: Path, target: Path = WEIGHTS, names: Sequence[str] = tuple(style
     for report in sorted((build / "gates").glob("*.json")):
         with atomic_path(target / "gates" / report.name) as temporary:
             shutil.copy(report, temporary)
-    write_card(target, teacher_cfg(folders))
+    write_card(target, teacher_cfg(folders), listed)
     return target
 
 
@@ -89,29 +94,39 @@ def pack_students(run: Path, target: Path = WEIGHTS, steps: Collection[int] = ()
     """Write students of a distillation of the miniature as they ship, and the card anew.
 
     run: the folder that `train` wrote; steps: of the students to take, none: of all that there
-    are. Raises ValueError where the run lacks one of them, and then writes nothing.
+    are. A consistency student is none of them: `generate` draws with Euler. Raises ValueError where
+    the run lacks one of them, or a student does not tell its training, and then writes nothing.
     """
-    found = {known.steps: known for known in students(run)}
-    if missing := [str(n) for n in steps if n not in found]:
+    found = {s.steps: s for s in students(run) if s.metadata["loss"] != "consistency"}
+    wanted = steps or [n for n in STUDENTS if n in found] or STUDENTS
+    if missing := [str(n) for n in wanted if n not in found]:
         raise ValueError(f"{run} holds no student for {', '.join(missing)} steps; train it first.")
-    files = []
-    for known in found.values():
-        if known.steps in (steps or STUDENTS):
-            file = target / student(known.steps).name
-            checkpoint.save(known.build(dtype=torch.float16), file, metadata=known.metadata)
-            files.append(file)
-    write_card(target, cfg())
-    return files
+    new = [
+        replace(known, path=target / student(n).name) for n, known in found.items() if n in wanted
+    ]
+    listed = _students_in(target, new)
+    for known in new:
+        checkpoint.save(known.build(dtype=torch.float16), known.path, metadata=known.metadata)
+    write_card(target, cfg(), listed)
+    return [known.path for known in new]
 
 
-def write_card(target: Path, teacher_cfg: float) -> None:
-    """Write the model card of the weights in a folder."""
-    made = [target / student(steps).name for steps in STUDENTS]
-    known = [checkpoint.load(file) for file in made if file.is_file()]
+def write_card(target: Path, teacher_cfg: float, listed: Sequence[MotionCheckpoint]) -> None:
+    """Write the model card of the weights in a folder, with the students that it lists."""
     with atomic_path(target / "README.md") as temporary:
         temporary.write_text(
-            card.write(RECIPES["full"], teacher_cfg, target / "gates", known), encoding="utf-8"
+            card.write(RECIPES["full"], teacher_cfg, target / "gates", listed), encoding="utf-8"
         )
+
+
+def _students_in(target: Path, new: Sequence[MotionCheckpoint] = ()) -> list[MotionCheckpoint]:
+    """Return the students of a folder, `new` in place of those of the same file, most steps first.
+
+    Raises ValueError for one that does not tell its training.
+    """
+    known = {s.path: s for s in new}
+    files = [target / student(steps).name for steps in STUDENTS]
+    return [known.get(f) or load_student(f) for f in files if f in known or f.is_file()]
 
 
 def _assemble(folder: Path, style: str) -> None:
