@@ -5,7 +5,6 @@ import datetime
 import hashlib
 import inspect
 import os
-import warnings
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -69,8 +68,9 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
 
     Its weights are the first process's from now on. Only its own forward is seen by DDP, and only
     what requires a gradient now is averaged. DDP looks for unused parameters, of which there are
-    none: else it would group the gradients anew after its first backward, and so a resumed run
-    would sum three processes' or more in another order than an undisturbed one.
+    none, as it says once on stderr: else it would group the gradients anew after its first
+    backward, and so a resumed run would sum three processes' or more in another order than an
+    undisturbed one.
     """
     if world_size() == 1:
         return module
@@ -78,7 +78,6 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     # buffers are constants; torch 2.13 renamed the option
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
-    warnings.filterwarnings("ignore", message=".*did not find any unused parameters")
     return DistributedDataParallel(
         module, device_ids=device_ids, gradient_as_bucket_view=True, find_unused_parameters=True,
         **{buffers: False},
