@@ -18,7 +18,6 @@ training, their columns fvd of what is at hand.
 
 import argparse
 import csv
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from animatediff_lightning.distill import frechet, i3d, i3d_weights
 from animatediff_lightning.distill.base_models import load_base, quiet_libraries
+from animatediff_lightning.distill.file_digest import digest
 from animatediff_lightning.distill.miniature import metrics, probe, shipped
 from animatediff_lightning.distill.miniature.evaluate import Setting, sample, show
 from animatediff_lightning.motion_module import checkpoint
@@ -107,8 +107,8 @@ def cells(options, base):
 
 def measure(cell, options, scenes, network):
     """Return a cell's scores and features by name, (n,) or (n, d); goes on where it was."""
-    digest = hashlib.sha256(cell.module.read_bytes()).hexdigest()[:8]
-    name = f"{cell.method}-{cell.steps}-{options.n}-{digest}.npz".replace(" ", "_")
+    weights = digest(cell.module)[:8]
+    name = f"{cell.method}-{cell.steps}-{options.n}-{weights}.npz".replace(" ", "_")
     file = options.work / cell.base / name
     kept = dict(np.load(file)) if file.is_file() else {}
     done = len(kept.get("probe", ()))

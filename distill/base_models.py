@@ -7,7 +7,7 @@ diffusers folder or from a single-file SD1.5 checkpoint.
 import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class BaseModel:
     @property
     def latent_factor(self) -> int:
         """Pixels per latent in each direction (SD1.5: 8)."""
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return pixels_per_latent(self.vae.config)
 
     @property
     def latent_channels(self) -> int:
@@ -96,6 +96,11 @@ class BaseModel:
     @property
     def max_tokens(self) -> int:
         return self.text_encoder.config.max_position_embeddings
+
+
+def pixels_per_latent(vae_config: Mapping[str, object]) -> int:
+    """Return the pixels per latent in each direction of a VAE with such a config (SD1.5: 8)."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def load_base(
@@ -202,8 +207,8 @@ def _load_file(
     prediction_type: str | None,
 ) -> BaseModel:
     check_single_file(path)
-    if config is not None and not (Path(config) / "model_index.json").is_file():
-        raise ValueError(f"{config} has no model_index.json; give a diffusers folder as --config.")
+    if config is not None:
+        check_configs(config)
     own = Path(config) / "tokenizer" if config is not None else None
     if tokenizer is None and own is not None and own.is_dir():
         tokenizer = own
@@ -222,6 +227,12 @@ def _load_file(
         tokenizer=words,
         prediction_type=prediction_type or pipeline.scheduler.config.prediction_type,
     )
+
+
+def check_configs(folder: str | Path, option: str = "--config") -> None:
+    """Raise ValueError where a folder holds no configs; option: what the user named it by."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json; give a diffusers folder as {option}.")
 
 
 def check_single_file(path: Path) -> None:

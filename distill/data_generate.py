@@ -77,7 +77,7 @@ class Studio:
                 world.check_prompt(prompt)
         self._module = known.build(dtype=self._dtype).to(self._device)
         self._name, self._base = "", None
-        self._latent_space, self._warned = "", set()
+        self._latent_spaces: dict[str, str] = {}
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """Return the wanted sizes; ValueError for one that is no multiple of a latent."""
@@ -99,17 +99,18 @@ class Studio:
                 dtype=self._dtype,
             )  # fmt: skip
             self._name = name
-            self._warn_of_latents(name, self._base.latent_space())
+            self._warn_of_latents(name, self._base)
         return self._base
 
-    def _warn_of_latents(self, name: str, space: str) -> None:
-        first = self._latent_space = self._latent_space or space
-        if space != first and name not in self._warned:
-            self._warned.add(name)
-            print(
-                f"warning: the VAE of {name} encodes otherwise than that of "
-                f"{self.request.bases[0]}; give them an --out and a pool each, for mixed latents "
-                "teach neither.",
+    def _warn_of_latents(self, name: str, base: BaseModel) -> None:
+        if name in self._latent_spaces:  # it was here before
+            return
+        space = self._latent_spaces[name] = base.latent_space()
+        first, its_space = next(iter(self._latent_spaces.items()))
+        if space != its_space:
+            tqdm.write(  # above the progress bar
+                f"warning: the VAE of {name} encodes otherwise than that of {first}; give them an "
+                "--out and a pool each, for mixed latents teach neither.",
                 file=sys.stderr,
             )
 

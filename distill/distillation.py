@@ -28,7 +28,7 @@ from .batches import Batch, Moment
 from .clip_pool import ClipPool
 from .curves import Curves
 from .discriminator import Discriminator, Encoder
-from .file_digest import file_digest
+from .file_digest import digest
 from .memory import peak_gib, reset_peak
 from .named_models import base_path, motion_module_path
 from .phase import CollapsedError, PhaseRun
@@ -85,11 +85,7 @@ def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
     judge_base = load_once(config.discriminator_base)
     distributed.barrier()  # nothing is written before every process has all that it needs
     clips = {name: pool.digest() for name, pool in pools.items()}
-    if not distributed.agree((config.fingerprint(), clips, _modules(config))):
-        raise ValueError(
-            "the processes have different configs, clips or motion modules; copy the same ones to "
-            "all machines."
-        )
+    _check_alike(config, clips)
     if distributed.rank() == 0:
         folder.claim(config, clips)
     distributed.barrier()
@@ -293,10 +289,17 @@ def _load_base(config: TrainConfig, device: torch.device, name: str) -> BaseMode
     )  # fmt: skip
 
 
-def _modules(config: TrainConfig) -> list[str]:
-    """Return a digest of each motion module that training starts from."""
-    names = (config.teacher, config.discriminator_motion_module)
-    return [file_digest(motion_module_path(name)) for name in dict.fromkeys(names)]
+def _check_alike(config: TrainConfig, clips: dict[str, str]) -> None:
+    """Raise ValueError where processes differ in config, pools (by digest) or motion modules."""
+    if distributed.world_size() == 1:  # a large file takes seconds to digest
+        return
+    names = dict.fromkeys([config.teacher, config.discriminator_motion_module])
+    modules = [digest(motion_module_path(name)) for name in names]
+    if not distributed.agree((config.fingerprint(), clips, modules)):
+        raise ValueError(
+            "the processes have different configs, clips or motion modules; copy the same ones to "
+            "all machines."
+        )
 
 
 def _frozen_dtype(config: TrainConfig) -> torch.dtype:

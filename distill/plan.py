@@ -18,6 +18,7 @@ from ..motion_module import checkpoint
 from ..motion_module.config import MotionModuleConfig
 from ..motion_module.module import MotionModule
 from . import batches, latent_shards, memory_estimate, sd15_config, train_checks
+from .base_models import pixels_per_latent
 from .discriminator import Discriminator, Encoder
 from .memory_estimate import GIB, Shapes
 from .miniature.vae import PixelUnshuffleVAE
@@ -92,7 +93,7 @@ def networks_of(config: TrainConfig, slots: Collection[int]) -> Networks:
     text_encoder, vae = _text_and_vae(_known(first))
     return Networks(
         _unet(_known(first)).requires_grad_(False), _motion_module(config.teacher), encoder,
-        _frozen(config, slots), 2 ** (len(vae.config.block_out_channels) - 1),
+        _frozen(config, slots), pixels_per_latent(vae.config),
         text_encoder.config.max_position_embeddings,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from diffusers import UNet2DConditionModel
 from ..motion_module import checkpoint, layout
 from ..motion_module.checkpoint import MotionCheckpoint
 from . import batches, sd15_config
-from .base_models import check_single_file
+from .base_models import check_configs, check_single_file, pixels_per_latent
 from .clip_pool import ClipPool
 from .library_errors import one_sentence
 from .named_models import base_path, motion_module_path
@@ -105,7 +105,7 @@ def of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
         if unet is None:
             continue
         channels[name] = unet.config.in_channels
-        yield from _of_size(config, base_path(name))
+        yield from _of_size(config, name)
         for wanted in _wanted_in(config, name) & modules.keys():
             module = modules[wanted]
             _, problem = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
@@ -133,14 +133,19 @@ def empty_unet(base: Path) -> UNet2DConditionModel:
         return UNet2DConditionModel.from_config(sd15_config.UNET)
 
 
-def latent_factor(base: Path) -> int:
-    """Return a base model's pixels per latent in each direction; nothing but a config is read."""
-    known = base / "vae" / "config.json"
-    if base.is_dir() and not known.is_file():
-        raise ValueError(f"{base} has no vae/config.json; give a diffusers folder or a file.")
-    with one_sentence(f"{base.name}/vae"):
-        config = json.loads(known.read_text("utf-8")) if base.is_dir() else sd15_config.VAE
-        return 2 ** (len(config["block_out_channels"]) - 1)
+def latent_factor(base: Path, configs: str | Path | None = None) -> int:
+    """Return a base model's pixels per latent in each direction; nothing but a config is read.
+
+    configs: a diffusers folder of them for a single file, None: SD1.5's.
+    """
+    folder = base if base.is_dir() else configs
+    if folder is None:
+        return pixels_per_latent(sd15_config.VAE)
+    known = Path(folder) / "vae" / "config.json"
+    if not known.is_file():
+        raise ValueError(f"{folder} has no vae/config.json; give a diffusers folder or a file.")
+    with one_sentence(f"{Path(folder).name}/vae"):
+        return pixels_per_latent(json.loads(known.read_text("utf-8")))
 
 
 def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
@@ -209,9 +214,13 @@ def _wanted_in(config: TrainConfig, base: str) -> set[str]:
     return wanted
 
 
-def _of_size(config: TrainConfig, base: Path) -> Iterator[str]:
-    _, problem = _attempt(lambda: check_size(config.width, config.height, latent_factor(base)))
+def _of_size(config: TrainConfig, name: str) -> Iterator[str]:
+    configs = next((s.config for s in config.slots if s.base == name), None)
+    factor, problem = _attempt(lambda: latent_factor(base_path(name), configs))
     yield from problem
+    if factor is not None:
+        _, problem = _attempt(lambda: check_size(config.width, config.height, factor))
+        yield from problem
 
 
 def _of_slots(config: TrainConfig) -> Iterator[str]:
@@ -220,8 +229,8 @@ def _of_slots(config: TrainConfig) -> Iterator[str]:
         _, problem = _attempt(lambda f=folder: load_tokenizer(f))
         yield from problem
     for folder in sorted({s.config for s in config.slots if s.config}):
-        if not (Path(folder) / "model_index.json").is_file():
-            yield f"{folder} has no model_index.json; give a diffusers folder as config in slots."
+        _, problem = _attempt(lambda f=folder: check_configs(f, "config in slots"))
+        yield from problem
 
 
 def _of_shapes(
