@@ -23,6 +23,8 @@ from .cli_options import (
     parse_size,
 )
 
+SHARDS = "Folder of shards, a .tar file, a pattern such as 'clips-{000000..000007}.tar', or a URL."
+
 data = typer.Typer(help="The clips that a distillation learns from.")
 
 
@@ -121,16 +123,16 @@ def import_videos(
 
 
 @data.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Folder of shards.")]) -> None:
+def verify(shards: Annotated[str, typer.Argument(help=SHARDS)]) -> None:
     """Read every clip, and name those that cannot be trained on."""
     from . import data_check
 
-    print(data_check.verify(folder))
+    print(data_check.verify(shards))
 
 
 @data.command()
 def stats(
-    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    shards: Annotated[str, typer.Argument(help=SHARDS)],
     base: Annotated[
         str | None, typer.Option(help="Base model whose VAE draws a contact sheet of some clips.")
     ] = None,
@@ -138,7 +140,7 @@ def stats(
     """Say how many clips of which shapes there are, and show some."""
     from . import data_check
 
-    print(data_check.stats(folder, base))
+    print(data_check.stats(shards, base))
 
 
 def _prompts(file: Path | None, captions: int | None, seed: int) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ class LatentClip:
 
 
 class ClipPool:
-    """All clips of some shards: a folder, a file, a brace pattern, or URLs that webdataset reads.
+    """All clips of some shards: a folder, a file, a brace pattern, or URLs of shard_cache.SCHEMES.
 
     Raises ValueError, with one sentence, where shards are missing, damaged or hold no latents.
     """

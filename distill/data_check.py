@@ -21,11 +21,14 @@ _SMALLEST_SIDE = 64  # pixels of a frame in the contact sheet
 _TOLD = 20  # bad clips, beyond which only the number is told
 
 
-def verify(folder: Path) -> str:
-    """Read every clip of a folder and return a sentence; ValueError names all that is bad."""
-    sources = latent_shards.find(str(folder))
+def verify(shards: str | Path) -> str:
+    """Read every clip of some shards and return a sentence; ValueError names all that is bad.
+
+    `shards` is what open_shards takes; a folder's own records are checked, too.
+    """
+    sources = latent_shards.find(str(shards))
     if not sources:
-        raise ValueError(f"{folder} holds no shards of clips; `data generate` makes them.")
+        raise ValueError(f"{shards} holds no shards of clips; `data generate` makes them.")
     bad: list[str] = []
     counts: dict[str, int] = {}
     for source in tqdm(sources, desc="reading the shards", disable=None, leave=False):
@@ -36,19 +39,28 @@ def verify(folder: Path) -> str:
             continue
         counts[shard.name] = len(shard)
         bad.extend(_bad_clips(shard))
-    bad.extend(_against_records(folder, sources, counts))
+    if Path(shards).is_dir():
+        bad.extend(_against_records(Path(shards), sources, counts))
     if bad:
         more = [f"and {len(bad) - _TOLD} more"] if len(bad) > _TOLD else []
         raise ValueError(
-            f"{folder} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
+            f"{shards} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
             f"{'; '.join([*bad[:_TOLD], *more])}."
         )
     return f"all {sum(counts.values())} clips are sound (shards: {len(sources)})."
 
 
-def stats(folder: Path, base: str | None = None) -> str:
-    """Return what a folder holds, a line each; a base model also draws a contact sheet into it."""
-    shards = latent_shards.open_shards(str(folder))
+def stats(where: str | Path, base: str | None = None) -> str:
+    """Return what some shards hold, a line each; `where` is what open_shards takes.
+
+    A base model also draws a contact sheet into the folder; ValueError where it is none.
+    """
+    if base is not None and not Path(where).is_dir():
+        raise ValueError(
+            f"a contact sheet is drawn into a folder of shards, and {where} is none; leave out "
+            "--base, or give a folder."
+        )
+    shards = latent_shards.open_shards(str(where))
     shapes, captions = Counter(), Counter()
     for shard in shards:
         shapes[shard.shape] += len(shard)
@@ -63,7 +75,7 @@ def stats(folder: Path, base: str | None = None) -> str:
         f"size      {sum(s.size for s in shards) / 2**30:.3f} GiB",
     ]
     if base is not None:
-        lines.append(f"sheet     {draw_sheet(folder, shards, base)}")
+        lines.append(f"sheet     {draw_sheet(Path(where), shards, base)}")
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ class Shard:
 
 
 def open_shards(shards: str) -> list[Shard]:
-    """Return the shards of a folder, a file, a brace pattern or URLs that webdataset reads.
+    """Return the shards of a folder, a file, a brace pattern or URLs (http, https, s3, gs).
 
     What an index.json does not tell yet is looked up in the tar files, and noted there. One beside
     URLs is read as well: no shard that it tells is fetched before its clips are asked for. Raises

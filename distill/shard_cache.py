@@ -1,11 +1,16 @@
-"""Shards behind URLs, as webdataset's gopen reads them: fetched whole, and kept within bounds."""
+"""Shards behind URLs: fetched whole, and kept within bounds.
+
+http and https are read by urllib, s3 and gs by fsspec. An address is only ever opened as one: no
+scheme that runs a command or reads another file of this machine is taken.
+"""
 
 import contextlib
 import hashlib
+import http.client
 import os
 import re
-import shutil
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,13 +20,29 @@ from ..motion_module.files import atomic_path
 from .cache import cache_folder
 
 MAX_BYTES = 64 * 2**30  # of fetched shards; the longest unused ones go first
-_URL = re.compile(r"pipe:|[a-z0-9]{2,}://")  # a single letter is a drive of Windows
-_TAR = re.compile(r".*?([^/\s]+\.tar)(?=[^/]*$)", re.DOTALL)
+TIMEOUT = 60  # seconds in which a server must send something
+SCHEMES = ("http", "https", "s3", "gs")
+_CLOUD_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}  # which fsspec needs for them
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a drive of Windows
+_TAR = re.compile(r".*?([^/]+\.tar)(?=[^/]*$)", re.DOTALL)
+_CHUNK_BYTES = 2**20
 
 
 def is_url(source: str) -> bool:
-    """Tell whether a shard is behind a URL, such as http://... or pipe:..., and no path."""
-    return _URL.match(source) is not None
+    """Tell whether a shard is behind a URL of SCHEMES, and no path.
+
+    Raises ValueError for any other address: one that names a command, say, or no host.
+    """
+    match = _SCHEME.match(source)
+    if match is None:
+        return False
+    if match[1].lower() not in SCHEMES or not source[match.end() :].startswith("//"):
+        starts = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ValueError(
+            f"{source} is no address that shards are read from; give a folder, a .tar file or an "
+            f"address that starts with one of {starts} (a path with a colon starts with ./)."
+        )
+    return True
 
 
 def home(source: str) -> Path:
@@ -37,7 +58,7 @@ def key_of(source: str) -> str:
 
 
 def file_name(url: str) -> str:
-    """Return the name of the tar file that a URL ends in, or that a pipe's command names last."""
+    """Return the name of the tar file that a URL ends in, the whole URL where it ends in none."""
     found = _TAR.search(url)
     return found[1] if found else url
 
@@ -68,24 +89,75 @@ def local(source: str) -> Path:
 
 def fetch_text(url: str) -> str:
     """Return a small UTF-8 file behind a URL; ValueError where there is none."""
-    with _opened(url) as content:
-        return content.read().decode("utf-8")
+    return b"".join(_chunks(url)).decode("utf-8")
 
 
 def _fetch(url: str, file: Path) -> None:
-    with atomic_path(file) as temporary, temporary.open("wb") as target, _opened(url) as content:
-        shutil.copyfileobj(content, target, 2**20)
+    with atomic_path(file) as temporary, temporary.open("wb") as target:
+        for chunk in _chunks(url):
+            target.write(chunk)
 
 
-@contextlib.contextmanager
-def _opened(url: str) -> Iterator[BinaryIO]:
-    from webdataset.gopen import gopen  # slow to import, and only URLs need it
-
+def _chunks(url: str) -> Iterator[bytes]:
+    """Yield the content behind a URL; ValueError where it cannot be had whole."""
+    is_http = url.lower().startswith("http")
+    open_file = _open_http if is_http else _open_in_cloud(url)
     try:
-        with gopen(url) as content:
-            yield content
-    except (OSError, ValueError) as error:
+        with open_file(url) as content:
+            count = 0
+            while chunk := content.read(_CHUNK_BYTES):
+                count += len(chunk)
+                yield chunk
+            # urllib takes a lost connection for the end
+            told = content.headers.get("Content-Length") if is_http else None
+            if told is not None and count != int(told):
+                raise OSError(f"{count} of {told} bytes")
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(f"{url} cannot be fetched; check the address and the network.") from error
+
+
+def _open_in_cloud(url: str) -> Callable[[str], BinaryIO]:
+    """Return what opens an address of a cloud; ValueError where the package for it is missing."""
+    import fsspec  # slow to import, and only the clouds need it
+
+    scheme, _, path = url.partition("://")
+    package = _CLOUD_PACKAGES[scheme.lower()]
+    try:
+        cloud = fsspec.filesystem(scheme.lower())
+    except ImportError as error:
+        raise ValueError(
+            f"{url} needs the package {package}; install it with `pip install {package}` (it is in "
+            "the optional extra `cloud`)."
+        ) from error
+
+    def open_file(_url: str) -> BinaryIO:
+        try:
+            # not fsspec.open, whose addresses may chain other file systems
+            return cloud.open(path, "rb")
+        except Exception as error:  # each cloud has exceptions of its own, for lack of a login
+            raise OSError(str(error)) from error
+
+    return open_file
+
+
+def _open_http(url: str) -> BinaryIO:
+    return _web().open(url, timeout=TIMEOUT)
+
+
+def _web() -> urllib.request.OpenerDirector:
+    """Return an opener for http and https alone; urllib's own also reads file:, ftp: and data:."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _forget_oldest(keep: Path) -> None:

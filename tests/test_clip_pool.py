@@ -1,10 +1,17 @@
 """Pools of clips: groups as pure functions of a number, and shards that any reader understands."""
 
+import http.server
 import json
 import os
+import sys
 import tarfile
+import threading
+import time
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -195,24 +202,59 @@ def test_what_is_no_latents_is_refused(folder, tmp_path):
         ClipPool(str(tmp_path / "mute.tar"))
 
 
-def test_urls_are_fetched_into_a_cache_that_stays_small(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def web(folder, tmp_path, monkeypatch):
+    """Serve tmp_path, where the shards lie in `pool`, over HTTP; gives the address and requests."""
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    asked, delay = [], [0.0]
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=tmp_path)
+
+        def do_GET(self):
+            asked.append(self.path)
+            time.sleep(delay[0])
+            if self.path.startswith("/to/"):
+                self.send_response(302)
+                self.send_header("Location", urllib.parse.unquote(self.path.removeprefix("/to/")))
+                self.end_headers()
+            elif self.path.startswith("/cut/"):
+                content = (folder / self.path.removeprefix("/cut/")).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[:1000])
+            else:
+                super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield SimpleNamespace(
+            url=f"http://127.0.0.1:{server.server_port}", asked=asked, delay=delay
+        )
+        server.shutdown()
+
+
+def test_urls_are_fetched_into_a_cache_that_stays_small(folder, web, tmp_path, monkeypatch):
     size = (folder / "a-0.tar").stat().st_size + (folder / "a-1.tar").stat().st_size
     monkeypatch.setattr(shard_cache, "MAX_BYTES", size)
-    url = f"pipe:cat {folder}/a-{{0..2}}.tar"
+    url = f"{web.url}/pool/a-{{0..2}}.tar"
     pool = ClipPool(url)
     assert len(pool) == 13
     assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
     assert pool.read(ClipRef(0, 3)).oriented(True)[0].mean() == -3  # had left the cache
     assert ClipPool(url).digest() == pool.digest()
     with pytest.raises(ValueError, match="cannot be fetched; check the address"):
-        ClipPool(f"pipe:cat {folder}/none.tar")
+        ClipPool(f"{web.url}/pool/none.tar")
 
 
-def test_an_index_beside_urls_tells_the_shards_without_a_fetch(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+def test_an_index_beside_urls_tells_the_shards_without_a_fetch(folder, web, tmp_path):
     wanted = ClipPool(str(folder))  # writes the index
-    pool = ClipPool(f"pipe:cat {folder}/a-{{0..2}}.tar")
+    pool = ClipPool(f"{web.url}/pool/a-{{0..2}}.tar")
     assert len(pool) == len(wanted)
     assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
     x0, caption = pool.read(ClipRef(1, 3)).oriented(True)
@@ -226,8 +268,7 @@ def test_an_index_beside_urls_tells_the_shards_without_a_fetch(folder, tmp_path,
     [
         ("https://x.test/a/b-0.tar", "b-0.tar", "https://x.test/a/index.json"),
         ("https://x.test/a/b-0.tar?key=1", "b-0.tar", "https://x.test/a/index.json?key=1"),
-        ("pipe:aws s3 cp s3://a/b-0.tar -", "b-0.tar", "pipe:aws s3 cp s3://a/index.json -"),
-        ("pipe:cat b-0.tar", "b-0.tar", "pipe:cat index.json"),
+        ("s3://bucket/a/b 0.tar", "b 0.tar", "s3://bucket/a/index.json"),
         ("https://x.test/shard/7", "https://x.test/shard/7", None),
     ],
 )
@@ -236,19 +277,85 @@ def test_a_file_beside_a_url(url, name, index):
     assert shard_cache.neighbour(url, INDEX) == index
 
 
-def test_threads_and_processes_fetch_a_shard_once(folder, tmp_path, monkeypatch):
-    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    url = f"pipe:echo x >> {tmp_path}/fetched; sleep 0.5; cat {folder}/a-0.tar"
+def test_threads_and_processes_fetch_a_shard_once(web):
+    web.delay[0] = 0.5
+    url = f"{web.url}/pool/a-0.tar"
     with ThreadPoolExecutor(4) as threads:
         files = set(threads.map(shard_cache.local, [url] * 4))
     assert len(files) == 1
-    children = [FORK.Process(target=shard_cache.local, args=(f"{url} ",)) for _ in range(2)]
+    children = [FORK.Process(target=shard_cache.local, args=(f"{url}?again",)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
         child.join(60)
         assert child.exitcode == 0
-    assert (tmp_path / "fetched").read_text() == "x\nx\n"
+    assert web.asked == ["/pool/a-0.tar", "/pool/a-0.tar?again"]
+
+
+def test_a_lost_connection_leaves_no_half_shard(web, tmp_path):
+    with pytest.raises(ValueError, match=r"a-0\.tar cannot be fetched"):
+        ClipPool(f"{web.url}/cut/a-0.tar")
+    assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
+
+
+COMMAND = "touch {mark}; true"
+REFUSED = "is no address that shards are read from"
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("pipe:" + COMMAND, REFUSED),
+        ("PIPE:" + COMMAND, REFUSED),
+        ("file:{folder}/a-0.tar", REFUSED),
+        ("file://{folder}/a-0.tar", REFUSED),
+        ("ftp://127.0.0.1/a-0.tar", REFUSED),
+        ("data:text/plain,a.tar", REFUSED),
+        ("http:a-0.tar", REFUSED),
+        ("http://127.0.0.1:1/'; touch {mark}; '.tar", "cannot be fetched"),
+        ('http://127.0.0.1:1/"$(touch${{IFS}}{mark})".tar', "cannot be fetched"),
+        ("http://127.0.0.1:1/a\r\nX: y.tar", "cannot be fetched"),
+        ("http://[/a.tar", "cannot be fetched"),
+    ],
+)
+def test_no_address_runs_a_command_or_reads_another_file(
+    address, sentence, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    mark = tmp_path / "mark"
+    address = address.format(mark=mark, folder=folder)
+    with pytest.raises(ValueError, match=sentence):
+        ClipPool(address)
+    assert not mark.exists()
+    assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
+
+
+@pytest.mark.parametrize("target", ["file:///etc/hosts", "ftp://127.0.0.1/a", "data:,a"])
+def test_a_server_cannot_lead_to_another_scheme(web, target):
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        ClipPool(f"{web.url}/to/{urllib.parse.quote(target, safe='')}")
+    moved = urllib.parse.quote(f"{web.url}/pool/a-0.tar", safe="")
+    assert len(ClipPool(f"{web.url}/to/{moved}")) == 7
+
+
+def test_clouds_are_read_by_fsspec(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/clips/a-0.tar", (folder / "a-0.tar").read_bytes())
+    # fsspec has no way to take a file system out of its list again
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "s3", type(memory))
+    assert len(ClipPool("s3://bucket/clips/a-0.tar")) == 7
+    for address in ("s3://bucket/none.tar", f"s3://none.tar::file://{folder}/a-0.tar"):
+        with pytest.raises(ValueError, match="cannot be fetched"):
+            ClipPool(address)
+    memory.rm("/bucket", recursive=True)
+
+
+def test_a_missing_cloud_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"needs the package gcsfs; .*extra `cloud`"):
+        ClipPool("gs://bucket/a.tar")
 
 
 # ---- flips -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 import torch
 from animatediff_lightning.distill import distillation, distributed, phase, train_config, updates
 from animatediff_lightning.distill.batches import Moment
+from animatediff_lightning.distill.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.cli import main
 from animatediff_lightning.distill.run_folder import RunFolder
 from animatediff_lightning.distill.student import MovingBase
@@ -535,6 +536,39 @@ def test_what_cannot_work_is_told_before_the_folder_is_claimed(
     assert main(["train", str(file), "--device", "cpu"]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("pipe:touch MARK; true", "no address that shards are read from"),
+        ("file:CLIPS/plain/clips-000000.tar", "no address that shards are read from"),
+        ("http://127.0.0.1:1/a'; touch MARK; '.tar", "cannot be fetched"),
+    ],
+)
+def test_no_config_argument_or_run_folder_runs_a_command(
+    address, sentence, undisturbed, clips, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    mark = tmp_path / "mark"
+    address = address.replace("MARK", str(mark)).replace("CLIPS", str(clips))
+    begun = shutil.copytree(undisturbed[0], tmp_path / "begun")
+    configs = []
+    for out in (tmp_path / "new", begun):
+        file = distil_files.write_config(out.with_suffix(".toml"), out, clips)
+        file.write_text(file.read_text().replace(f'"{clips}/plain"', f'"{address}"'))
+        configs.append(str(file))
+    for command in (
+        *(["train", file, "--device", "cpu"] for file in configs),
+        ["data", "stats", address],
+        ["data", "verify", address],
+    ):
+        assert main(command) == 2
+        told = capsys.readouterr().err
+        assert sentence in told, told
+        assert "Traceback" not in told
+        assert not mark.exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_without_prompts_there_are_no_sheets(clips, tmp_path):
