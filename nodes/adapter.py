@@ -6,13 +6,16 @@ and go by the host's injections; run state is set by its wrappers and cleared af
 
 import logging
 import os
+import uuid
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.ops
 import comfy.sample
@@ -29,6 +32,7 @@ from . import checks, preview
 from .windows import LatentWindows, WindowSettings, current_step
 
 KEY = "animatediff_lightning"
+WARNING = f"{KEY}.warning"  # the event that web/warnings.js listens to
 MODELS_FOLDER = "animatediff_models"
 LORAS_FOLDER = "animatediff_motion_lora"
 
@@ -64,23 +68,29 @@ def file_state(folder: str, name: str | None) -> tuple[str, float] | None:
 
 
 def input_videos() -> list[str]:
-    """Return the videos of the host's input folder that the user can choose from."""
+    """Return the videos of the host's input folder that the user can choose from.
+
+    Newer hosts refuse a link that leads out of the folder; what they refuse is not offered.
+    """
     entries = Path(folder_paths.get_input_directory()).iterdir()
     names = [entry.name for entry in entries if entry.is_file()]
+    names = [name for name in names if folder_paths.exists_annotated_filepath(name)]
     return sorted(folder_paths.filter_files_content_types(names, ["video"]))
 
 
 def input_file(name: str) -> Path:
     """Return the path of a file in the host's input folder; raises ValueError for any other.
 
-    A link that somebody put into that folder counts as being there, as for the host itself.
+    Whether a link that somebody put into that folder may lead out of it is the host's choice.
     """
     folder = os.path.abspath(folder_paths.get_input_directory())
-    path = Path(os.path.abspath(folder_paths.get_annotated_filepath(name)))
+    outside = f"{name} is outside ComfyUI's input folder; upload it with the node's button."
+    try:
+        path = Path(os.path.abspath(folder_paths.get_annotated_filepath(name)))
+    except ValueError as error:  # newer hosts look at the path themselves
+        raise ValueError(outside) from error
     if not path.is_relative_to(folder):
-        raise ValueError(
-            f"{name} is outside ComfyUI's input folder; upload it with the node's button."
-        )
+        raise ValueError(outside)
     if not path.is_file():
         raise ValueError(
             f"{name} is not in ComfyUI's input folder; upload it with the node's button."
@@ -103,38 +113,59 @@ def core_noise(samples: torch.Tensor, seed: int, frames: list[int] | None = None
     return comfy.sample.prepare_noise(samples, seed, frames)
 
 
+class Placement(NamedTuple):
+    """In which dtype and on which devices weights are used; a key of the weights of a file."""
+
+    dtype: torch.dtype
+    load_device: torch.device
+    offload_device: torch.device
+
+    @classmethod
+    def beside(cls, model: ModelPatcher) -> "Placement":
+        """Return where the motion weights belong that run within a MODEL."""
+        return cls(compute_dtype(model), model.load_device, model.offload_device)
+
+
 @dataclass
 class LoadedMotionModule:
-    """The ADL_MOTION_MODULE of the graph: a validated file, and its weights per compute dtype.
+    """The ADL_MOTION_MODULE of the graph: a validated file, and its weights where they are used.
 
-    Weights are built at the first use, in the dtype of the base model that they go into; the
-    tensors of the file are let go then and read again only if a base of another dtype comes.
+    Weights are built at the first use, in the dtype and for the device of the base model that they
+    go into; the tensors of the file are let go then and read again only for another of the two.
     """
 
     file: checkpoint.MotionCheckpoint
     _unbuilt: checkpoint.MotionCheckpoint | None
-    _patchers: dict[torch.dtype, ModelPatcher] = field(default_factory=dict)
+    _patchers: dict[Placement, ModelPatcher] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
         """Steps that the module was distilled for; 0 = unknown."""
         return self.file.steps
 
-    def patcher(self, dtype: torch.dtype) -> ModelPatcher:
-        """Return the host's handle on the weights in `dtype`."""
-        if dtype not in self._patchers:
-            self._patchers[dtype] = self._make_patcher(dtype)
-        return self._patchers[dtype]
+    @property
+    def patcher(self) -> ModelPatcher | None:
+        """The host's handle on the weights that were used last, by which its caches know them."""
+        return next(reversed(self._patchers.values()), None)
 
-    def _make_patcher(self, dtype: torch.dtype) -> ModelPatcher:
+    def get_models(self) -> list[ModelPatcher]:
+        """Return the handles on all weights, which the host asks for before each prompt."""
+        return list(self._patchers.values())
+
+    def weights(self, placement: Placement) -> ModelPatcher:
+        """Return the host's handle on the weights in a dtype and for a device."""
+        # the newest last
+        patcher = self._patchers.pop(placement, None) or self._make_patcher(placement)
+        self._patchers[placement] = patcher
+        return patcher
+
+    def _make_patcher(self, placement: Placement) -> ModelPatcher:
         source = self._unbuilt or checkpoint.load(self.file.path)
-        module = source.build(layers=comfy.ops.manual_cast, dtype=dtype)
         self._unbuilt = None
-        return ModelPatcher(
-            module,
-            load_device=comfy.model_management.get_torch_device(),
-            offload_device=comfy.model_management.unet_offload_device(),
-        )
+        patcher = _build(source, placement)
+        # how the host makes the weights of another device; clones hand it on
+        patcher.cached_patcher_init = (_load_anew, (self.file.path, placement))
+        return patcher
 
 
 @dataclass(kw_only=True)
@@ -149,10 +180,30 @@ class WithMotionLora(LoadedMotionModule):
     patches: dict[str, object] = field(repr=False)
     strength: float
 
-    def _make_patcher(self, dtype: torch.dtype) -> ModelPatcher:
-        patcher = self.below.patcher(dtype).clone()
+    def _make_patcher(self, placement: Placement) -> ModelPatcher:
+        patcher = self.below.weights(placement).clone()
         patcher.add_patches(self.patches, self.strength)
+        # the host knows the copies on other devices by it, and those have the patches merged
+        patcher.clone_base_uuid = uuid.uuid4()
         return patcher
+
+
+def _build(source: checkpoint.MotionCheckpoint, placement: Placement, **kwargs) -> ModelPatcher:
+    module = source.build(layers=comfy.ops.manual_cast, dtype=placement.dtype)
+    make = _patcher_class(**kwargs)
+    return make(module, placement.load_device, placement.offload_device)
+
+
+def _load_anew(path: Path, placement: Placement, disable_dynamic: bool = False) -> ModelPatcher:
+    """Return fresh weights of a file, as the host's own loaders do for each device."""
+    return _build(checkpoint.load(path), placement, disable_dynamic=disable_dynamic)
+
+
+def _patcher_class(disable_dynamic: bool = False) -> type[ModelPatcher]:
+    """Return the host's own class: on newer hosts, with dynamic VRAM, it pages weights by need."""
+    if disable_dynamic:
+        return ModelPatcher
+    return getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
 
 
 def load_motion_module(name: str) -> LoadedMotionModule:
@@ -189,20 +240,38 @@ def _host_lora(pairs: dict[str, motion_lora.Pair]) -> dict[str, object]:
 
 @dataclass
 class AppliedMotion:
-    """What one Apply leaves on a MODEL: which module, and the state of the run in progress."""
+    """What one Apply leaves on a MODEL: which module, and the state of the run in progress.
+
+    All clones of the MODEL share it, those on other devices too; `runs` has a state for each of
+    their base models, since two devices may run at the same time.
+    """
 
     file: checkpoint.MotionCheckpoint
-    run: inject.MotionRun
+    scale: float
     base_sigmas: torch.Tensor  # of the MODEL that came into Apply
     sliding: WindowSettings | None = None
     window_length: int | None = None  # frames of a clip in a call; None: all that the call holds
+    runs: "weakref.WeakKeyDictionary[torch.nn.Module, inject.MotionRun]" = field(
+        default_factory=weakref.WeakKeyDictionary
+    )
     ejectors: "weakref.WeakKeyDictionary[ModelPatcher, weakref.finalize]" = field(
         default_factory=weakref.WeakKeyDictionary
     )
 
+    def run_of(self, base_model: torch.nn.Module) -> inject.MotionRun:
+        """Return the state that the hooks in the UNet of a base model read."""
+        if base_model not in self.runs:
+            self.runs[base_model] = inject.MotionRun(scale=self.scale)
+        return self.runs[base_model]
+
     def num_frames(self, x: torch.Tensor, transformer_options: dict) -> int:
         """Return the frames of a clip (or window) in the batch of a model call."""
         return self.window_length or x.shape[0] // len(transformer_options["cond_or_uncond"])
+
+    def end_run(self) -> None:
+        """Let go of what the last call has set; hooks that outlive the run then do nothing."""
+        for run in self.runs.values():
+            run.num_frames = run.windows = None
 
 
 def applied_motion(model: ModelPatcher) -> AppliedMotion | None:
@@ -235,13 +304,12 @@ def apply_motion_module(
     base_sigmas = sampling_sigmas(model)
     model = model.clone()
     model.add_object_patch("model_sampling", animatediff_sampling(model))
-    run = inject.MotionRun(scale=scale)
-    applied = AppliedMotion(motion_module.file, run, base_sigmas, sliding)
+    applied = AppliedMotion(motion_module.file, scale, base_sigmas, sliding)
     model.set_attachments(KEY, applied)
-    motion_patcher = motion_module.patcher(compute_dtype(model)).clone()
-    model.set_additional_models(KEY, [motion_patcher])
-    model.set_injections(KEY, [_injection(applied, motion_patcher.model)])
+    model.set_additional_models(KEY, [motion_module.weights(Placement.beside(model)).clone()])
+    model.set_injections(KEY, [_injection(applied)])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample(applied))
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model(applied))
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _diffusion_model(applied))
     if sliding is not None:
         _add_windows(model, applied, sliding)
@@ -251,9 +319,7 @@ def apply_motion_module(
 def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSettings) -> None:
     checks.check_window(sliding.options.context_length, applied.file.config.max_frames)
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, _prepare_sampling(sliding))
-    if sliding.where == "features":
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model(applied, sliding))
-    else:
+    if sliding.where == "latents":
         model.model_options["context_handler"] = LatentWindows(
             sliding,
             on_length=lambda length: setattr(applied, "window_length", length),
@@ -263,7 +329,9 @@ def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSet
 
 
 def _fits_in_memory(shape: list[int], model) -> bool:
-    free = comfy.model_management.get_free_memory(model.device)
+    # newer hosts also count what their patcher can page out
+    own = getattr(model.current_patcher, "get_free_memory", None)
+    free = (own or comfy.model_management.get_free_memory)(model.device)
     return model.memory_required(shape) * 1.5 < free  # the host's own margin
 
 
@@ -277,7 +345,7 @@ def _prepare_sampling(sliding: WindowSettings):
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
     """Return the dtype that the base model computes in, which the motion weights then share."""
-    return model.model.manual_cast_dtype or model.model.get_dtype()
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
 def animatediff_sampling(model: ModelPatcher) -> torch.nn.Module:
@@ -303,7 +371,19 @@ def animatediff_sampling(model: ModelPatcher) -> torch.nn.Module:
     }
 
     class ModelSampling(comfy.model_sampling.ModelSamplingDiscrete, prediction):
-        pass
+        """Keeps its tables as plain attributes.
+
+        A host with dynamic VRAM saves the buffers of a model by their path and writes them back
+        whatever object stands there then, so that the plain model's tables would land here and
+        these there (ComfyUI's issue 16490).
+        """
+
+        def set_sigmas(self, sigmas: torch.Tensor) -> None:
+            self.sigmas, self.log_sigmas = sigmas.float(), sigmas.log().float()
+
+        def register_buffer(self, name: str, *args, **kwargs) -> None:
+            if name not in ("sigmas", "log_sigmas"):
+                super().register_buffer(name, *args, **kwargs)
 
     return ModelSampling(SimpleNamespace(sampling_settings=settings))
 
@@ -333,7 +413,7 @@ def tell(*found: str | None) -> None:
 
     What the node was told in an earlier prompt goes, also when there is nothing to tell now.
     """
-    sentences = [sentence for sentence in found if sentence]
+    sentences = [sentence[0].upper() + sentence[1:] for sentence in found if sentence]
     for sentence in sentences:
         logging.warning("[AnimateDiff-Lightning] %s", sentence)
     running = get_executing_context()
@@ -349,14 +429,20 @@ def tell(*found: str | None) -> None:
     if shown:
         _told[running.node_id] = running.prompt_id, shown
     if shown or before:  # one text replaces the other; the frontend ignores an empty one
-        PromptServer.instance.send_progress_text(" ".join(shown) or " ", running.node_id)
+        server, text = PromptServer.instance, " ".join(shown)
+        server.send_progress_text(text or " ", running.node_id)
+        # newer frontends drop that text when the run is over; web/warnings.js shows this one
+        server.send_sync(WARNING, {"node": running.node_id, "text": text}, server.client_id)
 
 
-def _injection(applied: AppliedMotion, motion_module: torch.nn.Module) -> PatcherInjection:
+def _injection(applied: AppliedMotion) -> PatcherInjection:
     def inject_hooks(patcher: ModelPatcher) -> None:
         unet = patcher.model.diffusion_model
         inject.eject(unet)  # one patcher of a UNet is in use at a time, whatever became of others
-        injection = inject.inject(unet, motion_module, run=applied.run)
+        # of this patcher: a clone on another device has weights of its own there
+        [motion_patcher] = patcher.get_additional_models_with_key(KEY)
+        run = applied.run_of(patcher.model)
+        injection = inject.inject(unet, motion_patcher.model, run=run)
         # a patcher that dies in a reference cycle has lost its weak key before it can eject
         applied.ejectors[patcher] = weakref.finalize(patcher, injection.eject)
 
@@ -375,8 +461,7 @@ def _outer_sample(applied: AppliedMotion):
         **kwargs,
     ):  # fmt: skip
         guider = executor.class_obj
-        run, config = applied.run, applied.file.config
-        longest = None if applied.sliding is not None else config.max_frames
+        longest = None if applied.sliding is not None else applied.file.config.max_frames
         checks.check_latent(noise.shape, longest)
         checks.check_schedule(sampling_sigmas(guider.model_patcher), sigmas, applied.base_sigmas)
         frames = noise.shape[0]
@@ -390,7 +475,7 @@ def _outer_sample(applied: AppliedMotion):
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs
             )
         finally:
-            run.num_frames = run.windows = None  # hooks that outlive the run then do nothing
+            applied.end_run()
 
     return check_and_sample
 
@@ -401,23 +486,26 @@ def _prompt_lengths(guider) -> set[int]:
     return {cond["cross_attn"].shape[0] for cond in conds if cond.get("cross_attn") is not None}
 
 
-def _diffusion_model(applied: AppliedMotion):
-    # torch.compile does not guard forward hooks; a wrapper of each Apply's own makes it recompile
-    def set_num_frames(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        applied.run.num_frames = applied.num_frames(x, transformer_options)
-        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
-
-    return set_num_frames
-
-
-def _apply_model(applied: AppliedMotion, sliding: WindowSettings):
+def _apply_model(applied: AppliedMotion):
     # around what torch.compile traces: reading the step off the noise level would break its graph
-    def plan(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        frames = applied.num_frames(x, transformer_options)
-        applied.run.windows = _feature_windows(sliding, frames, x, transformer_options)
+    def set_run(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        run = applied.run_of(executor.class_obj)
+        run.num_frames = applied.num_frames(x, transformer_options)
+        if applied.sliding is not None and applied.sliding.where == "features":
+            windows = _feature_windows(applied.sliding, run.num_frames, x, transformer_options)
+            run.windows = windows
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
-    return plan
+    return set_run
+
+
+def _diffusion_model(applied: AppliedMotion):
+    # torch.compile does not guard forward hooks; what only one Apply has makes it compile anew
+    def pass_on(executor, *args, **kwargs):
+        assert applied.file is not None
+        return executor(*args, **kwargs)
+
+    return pass_on
 
 
 def _feature_windows(

@@ -129,7 +129,8 @@ class LatentWindows:
         """Return a shallow copy of a ControlNet, and of those before it, with the windows' hints.
 
         One copy for all conditionings of a call, or the host could not batch them. It goes with
-        the call: the hints that it scales lie in the memory of the device.
+        the call: the hints that it scales lie in the memory of the device. Where the host has a
+        copy of a ControlNet for each device, each is sliced.
         """
         if control is None:
             return None
@@ -144,6 +145,11 @@ class LatentWindows:
             sliced.cond_hint = None
             if hasattr(sliced, "control_input"):  # T2I-Adapter's cache
                 sliced.control_input = None
+            if getattr(control, "multigpu_clones", None):
+                sliced.multigpu_clones = {
+                    device: self._slice_control(other, index)
+                    for device, other in control.multigpu_clones.items()
+                }
             self._controls[id(control)] = sliced
         sliced = self._controls[id(control)]
         sliced.previous_controlnet = self._slice_control(control.previous_controlnet, index)
@@ -154,6 +160,8 @@ class LatentWindows:
         if all(linked is not control for linked, _ in self._links):
             self._links.append((control, control.previous_controlnet))
             control.previous_controlnet = self._slice_control(control.previous_controlnet, index)
+            for other in (getattr(control, "multigpu_clones", None) or {}).values():
+                self._link(other, index)
 
     def _let_go(self) -> None:
         self._controls.clear()

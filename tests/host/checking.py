@@ -140,6 +140,12 @@ def small_budget(share=0.1):
         unload()
 
 
+def no_paging():
+    """Leave a check out where weights are paged by need, which wants a GPU."""
+    if os.environ.get(host.MODE_VARIABLE) == "dynamic":
+        raise CannotCheckError("aimdo's paging of weights wants a GPU; only its Python side runs")
+
+
 class Graph:
     """Our nodes over a thin base model with random weights."""
 
@@ -155,6 +161,11 @@ class Graph:
 
     def load(self, name=MOTION_FILE):
         return self.nodes["ADL_LoadMotionModule"].execute(name).result[0]
+
+    def weights(self, motion_module=None):
+        """Return the weights of a motion module in which they run beside the base."""
+        placement = host.submodule("nodes.adapter").Placement.beside(self.base)
+        return (motion_module or self.load()).weights(placement).model
 
     def apply(self, model=None, name=MOTION_FILE, **kwargs):
         model = self.base if model is None else model

@@ -138,7 +138,9 @@ class StubControl:
             return list
         if name == "inference_memory_requirements":
             return lambda _dtype: 0
-        if name in ("multigpu_clones", "extra_hooks"):
+        if name == "multigpu_clones":
+            return {}
+        if name == "extra_hooks":
             return None
         raise AttributeError(name)
 

@@ -5,11 +5,13 @@ Usage of a script: python SCRIPT COMFYUI_FOLDER MODELS_FOLDER; see tests/test_ho
 
 import asyncio
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
+MODE_VARIABLE = "ADL_HOST_MODE"  # "dynamic" emulates dynamic VRAM; anything else is as it starts
 
 
 def start(comfyui, *flags):
@@ -19,6 +21,10 @@ def start(comfyui, *flags):
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    if os.environ.get(MODE_VARIABLE) == "dynamic":
+        import dynamic_vram
+
+        dynamic_vram.emulate()
     import torch
 
     torch.set_grad_enabled(False)

@@ -72,7 +72,7 @@ def write_lora(name, rank, seed, rename=str):
 
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for key, weight in GRAPH.load().patcher(torch.float32).model.named_parameters():
+    for key, weight in GRAPH.weights().named_parameters():
         if ".attention_blocks." not in key or not key.endswith(".weight"):
             continue
         head, _, projection = key.removesuffix(".weight").rpartition(".to_")
@@ -108,11 +108,14 @@ def motion_of(model):
 
 
 def weights_while_sampling(model):
-    """Return the motion weights that a run computes with."""
+    """Return the motion weights that a run computes with, whether merged or patched when used."""
     seen = {}
 
     def look(*_):
         seen.update({k: t.clone() for k, t in motion_of(model).model.state_dict().items()})
+        for name, layer in motion_of(model).model.named_modules():
+            for patch in getattr(layer, "weight_function", []):
+                seen[f"{name}.weight"] = patch(seen[f"{name}.weight"])
 
     GRAPH.ours(model, callback=look)
     return seen

@@ -18,6 +18,7 @@ from checking import (
     compiled,
     equal,
     main,
+    no_paging,
     outputs,
     refusal,
     sample_with,
@@ -553,6 +554,7 @@ def check_a_file_name_from_a_link_is_not_read_anew():
 
 def check_lowvram_with_a_small_budget():
     """Load base and motion with room for a tenth of their weights; the host casts the rest."""
+    no_paging()
     model = apply()
     reference, plain_before = ours(model), plain()
     motion = model.get_additional_models()[0]

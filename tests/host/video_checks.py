@@ -440,8 +440,10 @@ def check_paths_stay_inside_the_input_folder():
         assert load(name)[3] == 25
 
 
-def check_a_link_in_the_input_folder_is_listed_and_read():
-    """Artists link to where their videos lie, and the core's Load Video takes that."""
+def check_a_link_that_leads_out_of_the_input_folder_is_read_or_not_listed():
+    """Artists link to where their videos lie; newer hosts refuse that, and so do we then."""
+    import folder_paths
+
     write("a.mp4")
     outside = GRAPH.folder.parent / "outside.mp4"
     outside.write_bytes(GRAPH.path("a.mp4").read_bytes())
@@ -449,9 +451,16 @@ def check_a_link_in_the_input_folder_is_listed_and_read():
     GRAPH.path("link.mp4").symlink_to(outside)
     node = GRAPH.nodes["ADL_LoadVideo"]
     (combo,) = [i for i in node.define_schema().inputs if i.id == "video"]
-    assert "link.mp4" in combo.options
-    assert node.validate_inputs("link.mp4") is True
-    assert load("link.mp4")[3] == 25
+    if folder_paths.exists_annotated_filepath("link.mp4"):
+        assert "link.mp4" in combo.options
+        assert node.validate_inputs("link.mp4") is True
+        assert load("link.mp4")[3] == 25
+    else:
+        assert "link.mp4" not in combo.options
+        sentence = refusal(load, "link.mp4")
+        assert "outside ComfyUI's input folder" in sentence
+        assert node.validate_inputs("link.mp4") == sentence
+    assert "a.mp4" in combo.options
 
 
 def check_a_changed_file_is_read_again():
