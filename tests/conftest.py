@@ -90,20 +90,38 @@ def thin_unet():
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI folder and the interpreter that has its packages."""
+    """A ComfyUI folder, the interpreter that has its packages, and how it handles weights.
+
+    mode: "legacy", or "dynamic" for an emulation of dynamic VRAM (tests/host/dynamic_vram.py).
+    """
 
     folder: Path
     python: str
+    mode: str = "legacy"
+
+    @property
+    def name(self) -> str:
+        """What reports and screenshots call it."""
+        return f"{self.folder.name} {self.mode}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its processes run with."""
+        return os.environ | {"ADL_HOST_MODE": self.mode}
 
 
 def find_hosts() -> list[Host]:
-    """Return the hosts in COMFYUI_PATH (":" between), else comfy-cli's default."""
-    default = Path.home() / "comfy" / "ComfyUI"
+    """Return the hosts in COMFYUI_PATH (":" between), else all ~/comfy/ComfyUI*; a mode each."""
+    named = os.environ.get("COMFYUI_PATH")
+    default = sorted((Path.home() / "comfy").glob("ComfyUI*"))
     hosts = []
-    for folder in map(Path, os.environ.get("COMFYUI_PATH", str(default)).split(":")):
+    for folder in map(Path, named.split(":")) if named else default:
         python = os.environ.get("COMFYUI_PYTHON") or str(folder / ".venv" / "bin" / "python")
-        if (folder / "main.py").is_file() and Path(python).exists():
-            hosts.append(Host(folder, python))
+        if not (folder / "main.py").is_file() or not Path(python).exists():
+            continue
+        hosts.append(Host(folder, python))
+        if "class ModelPatcherDynamic" in (folder / "comfy" / "model_patcher.py").read_text():
+            hosts.append(Host(folder, python, "dynamic"))
     return hosts
 
 
@@ -114,15 +132,55 @@ NO_HOST = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--hosts", choices=("smoke", "all"), default="smoke",
+        help="in every ComfyUI: the tests marked smoke (default), or all of them",
+    )  # fmt: skip
+    parser.addoption(
+        "--host-mode", choices=("legacy", "dynamic"), help="only hosts in this mode; default: both"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what was not asked for of the tests that run in a ComfyUI.
+
+    The others get the group by which `--dist loadgroup` keeps tests together: those of a server,
+    and those of a process with checks.
+    """
+    smoke, mode = config.getoption("--hosts") == "smoke", config.getoption("--host-mode")
+    left_out = []
+    for item in items:
+        host = getattr(item, "callspec", None) and item.callspec.params.get("comfyui")
+        if host is not None and (
+            (smoke and not item.get_closest_marker("smoke")) or (mode and host.mode != mode)
+        ):
+            left_out.append(item)
+        script = getattr(item, "callspec", None) and item.callspec.params.get("script")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {getattr(script, 'stem', '')}"))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+
+
 def pytest_terminal_summary(terminalreporter):
-    """Say loudly whether the host tests could run."""
+    """Say loudly whether the host tests could run, and which of them did."""
     if not HOSTS:
         terminalreporter.section(NO_HOST, red=True, bold=True)
+        return
+    names = ", ".join(host.name for host in HOSTS)
+    terminalreporter.line(f"tested in ComfyUI: {names}")
+    if terminalreporter.config.getoption("--hosts") == "smoke":
+        terminalreporter.line("the smoke set only; all: python tests/host/matrix.py")
 
 
-@pytest.fixture(scope="session", params=HOSTS or [None], ids=lambda h: h.folder.name if h else "-")
+@pytest.fixture(
+    scope="session",
+    params=HOSTS or [None],
+    ids=lambda h: h.name.replace(" ", "-") if h else "-",
+)
 def comfyui(request):
-    """One host after the other; skips where this machine has none."""
+    """One host and mode after the other; skips where this machine has none."""
     if request.param is None:
         pytest.skip(NO_HOST)
     return request.param
@@ -171,11 +229,13 @@ class Server:
         command = [
             host.python, "main.py", "--cpu", "--port", self.address.split(":")[1],
             "--base-directory", base, "--disable-auto-launch",
-            "--database-url", f"sqlite:///{base}/comfyui.db",
+            "--database-url", f"sqlite:///{base}/comfyui.db", "--preview-method", "latent2rgb",
         ]  # fmt: skip
+        frontend = os.environ.get("ADL_FRONTEND")  # the folder of another one than the host's
+        command += ["--front-end-root", frontend] if frontend else []
         self.process = subprocess.Popen(
             command, cwd=host.folder, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
+            env=host.environment | {"HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
         for _ in range(600):
             try:
@@ -285,7 +345,15 @@ def server(comfyui, workflow_models, thin_motion_file, tmp_path_factory):
     thin_files.write_source_video(base / "input" / "source.mp4")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / PACK_NAME).symlink_to(PACK)
+    if comfyui.mode == "dynamic":  # as a pack of nodes, which a server imports before any model
+        emulation = PACK / "tests" / "host" / "dynamic_vram_on_server.py"
+        (base / "custom_nodes" / emulation.name).symlink_to(emulation)
+    if os.environ.get("ADL_NODES_2"):
+        settings = base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps({"Comfy.VueNodes.Enabled": True}))
     server = Server(comfyui, base)
+    assert (comfyui.mode == "dynamic") == ("dynamic VRAM is emulated" in server.log.read_text())
     yield server
     server.process.terminate()
     server.process.wait(30)

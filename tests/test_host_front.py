@@ -7,7 +7,6 @@ import uuid
 from pathlib import Path
 
 import numpy as np
-import pytest
 import safetensors.numpy
 import websocket
 from PIL import Image
@@ -19,15 +18,6 @@ STALE = "locales/en is stale: run tests/host/write_locales.py, as its head says"
 CELL = 8  # side of a latent
 SIDE = 512  # of a preview; the server scales to it
 PREVIEW_IMAGE = 1  # the server's number for this kind of binary message
-
-
-@pytest.fixture(scope="module")
-def comfyui(comfyui, tmp_path_factory):
-    """The host, started with previews on."""
-    python = tmp_path_factory.mktemp("python") / "python"
-    python.write_text(f'#!/bin/sh\nexec "{comfyui.python}" "$@" --preview-method latent2rgb\n')
-    python.chmod(0o755)
-    return type(comfyui)(comfyui.folder, str(python))
 
 
 def graph(plain: bool = False) -> dict:

@@ -63,6 +63,7 @@ def error_of(messages: list[dict]) -> str:
     return messages[-1]["data"]["exception_message"].strip()
 
 
+@pytest.mark.smoke
 def test_nodes_are_registered_with_help_and_tooltips(server):
     info = json.loads(server.get("/object_info"))
     ours = {k: v for k, v in info.items() if k.startswith("ADL_")}
@@ -85,6 +86,7 @@ def test_only_known_extensions_are_listed(server):
     assert "notes.txt" not in options
 
 
+@pytest.mark.smoke
 def test_clip_comes_out_and_plain_model_stays(server):
     before = pixels(server, 5)
     progress = []
@@ -101,6 +103,27 @@ def test_clip_comes_out_and_plain_model_stays(server):
     np.testing.assert_array_equal(pixels(server, 5), before)
 
 
+@pytest.mark.smoke
+def test_no_order_of_plain_and_motion_runs_changes_one(server):
+    """Neither without nor with an unload in between, which the page's button asks for."""
+    few = {"5__batch_size": 4}
+
+    def clip(seed):
+        return frames(server.file(server.run(workflow(seed, **few))[1], "13"))[0]
+
+    motion, plain = clip(30), pixels(server, 30)
+    for unload in (False, True):
+        for _ in range(2):
+            np.testing.assert_array_equal(pixels(server, 30), plain)
+            if unload:
+                server.post("/free", {"unload_models": True, "free_memory": True})
+            # another prefix, so that nothing is cached
+            other = workflow(30, **few, **{"13__filename_prefix": uuid.uuid4().hex})
+            again = frames(server.file(server.run(other)[1], "13"))[0]
+            np.testing.assert_array_equal(again, motion)
+
+
+@pytest.mark.smoke
 def test_plain_model_is_bit_equal_after_a_cancelled_run(server):
     before = pixels(server, 6)
     messages, _ = server.run(
@@ -122,6 +145,7 @@ def told(server, **changes) -> dict[str, list[str]]:
     return texts
 
 
+@pytest.mark.smoke
 def test_warnings_stand_on_their_node_until_their_cause_is_gone(server):
     few = {"5__batch_size": 2, "5__width": 64}
     graph = workflow(20, **few)

@@ -20,7 +20,9 @@ LATENT_SCALE = 0.18215  # ComfyUI gives latents as the VAE does, diffusers as th
 def run_script(comfyui, name, *arguments):
     """Run a script in the host's interpreter; returns the tensors that it wrote to its last one."""
     command = [comfyui.python, SCRIPTS / name, comfyui.folder, *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    run = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=comfyui.environment
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return safetensors.torch.load_file(arguments[-1])
 
@@ -56,6 +58,7 @@ def test_text_is_the_same(in_comfyui, headless):
     assert relative(encode_prompt(headless, PROMPT), in_comfyui["text"]) < 1e-4
 
 
+@pytest.mark.smoke
 @torch.no_grad()
 def test_noise_prediction_is_the_same(in_comfyui, headless, thin_motion_file):
     module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
