@@ -137,6 +137,28 @@ def check_select_model_device_before_apply():
     assert close(sample(model), sample(with_motion(None))) < 1e-6
 
 
+def check_as_many_windows_as_the_patcher_has_memory_for():
+    """Newer hosts also count what their patcher can page out."""
+    patcher = type(GRAPH.base)
+    if not hasattr(patcher, "get_free_memory"):
+        raise CannotCheckError("the patchers of this ComfyUI tell no free memory")
+    context = GRAPH.nodes["ADL_SlidingContext"]
+    as_many_as_fit = context.execute(8, 2, "static", "pyramid", False, 0, "latents").result[0]
+    model = GRAPH.apply(context=as_many_as_fit)
+    calls = []
+    hook = model.model.diffusion_model.out.register_forward_hook(
+        lambda _module, inputs, _output: calls.append(inputs[0].shape[0])
+    )
+    try:
+        for free, size in ((0, 8), (1e18, 16)):
+            calls.clear()
+            with mock.patch.object(patcher, "get_free_memory", return_value=free):
+                host.sample(model, GRAPH.sigmas(model, 1), frames=FRAMES)
+            assert set(calls) == {size}, (free, calls)
+    finally:
+        hook.remove()
+
+
 def check_compute_dtype_that_a_node_has_set():
     import torch
 
