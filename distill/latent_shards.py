@@ -21,7 +21,16 @@ from tqdm import tqdm
 
 from ..motion_module.files import atomic_path
 from . import video_shards
-from .shard_cache import fetch_text, file_name, home, is_url, key_of, local, neighbour
+from .shard_cache import (
+    check_address,
+    fetch_text,
+    file_name,
+    home,
+    is_url,
+    key_of,
+    local,
+    neighbour,
+)
 
 INDEX = "index.json"
 LATENTS, FLIPPED, CAPTION = "latents.npy", "flipped.npy", "txt"
@@ -110,7 +119,11 @@ def open_shards(shards: str) -> list[Shard]:
 
 
 def find(shards: str) -> list[str]:
-    """Return the paths or URLs of shards, sorted in a folder; may be none."""
+    """Return the paths or URLs of shards, sorted in a folder; may be none.
+
+    Raises ValueError for an address that is not read.
+    """
+    check_address(shards)
     if is_url(shards):
         return list(braceexpand(shards))
     # a name that begins with a dot is not finished yet

@@ -6,11 +6,10 @@ scheme that runs a command or reads another file of this machine is taken.
 
 import contextlib
 import hashlib
-import http.client
 import os
 import re
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,26 +22,25 @@ MAX_BYTES = 64 * 2**30  # of fetched shards; the longest unused ones go first
 TIMEOUT = 60  # seconds in which a server must send something
 SCHEMES = ("http", "https", "s3", "gs")
 _CLOUD_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}  # which fsspec needs for them
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)  # one letter is a drive of Windows
+_URL = re.compile(rf"({'|'.join(SCHEMES)})://", re.IGNORECASE)
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a drive of Windows
 _TAR = re.compile(r".*?([^/]+\.tar)(?=[^/]*$)", re.DOTALL)
 _CHUNK_BYTES = 2**20
 
 
 def is_url(source: str) -> bool:
-    """Tell whether a shard is behind a URL of SCHEMES, and no path.
+    """Tell whether a shard is behind a URL of SCHEMES, and no path."""
+    return _URL.match(source) is not None
 
-    Raises ValueError for any other address: one that names a command, say, or no host.
-    """
-    match = _SCHEME.match(source)
-    if match is None:
-        return False
-    if match[1].lower() not in SCHEMES or not source[match.end() :].startswith("//"):
+
+def check_address(source: str) -> None:
+    """Raise ValueError for an address that is not read: one that names a command, say."""
+    if _SCHEME.match(source) and not is_url(source):
         starts = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(
             f"{source} is no address that shards are read from; give a folder, a .tar file or an "
             f"address that starts with one of {starts} (a path with a colon starts with ./)."
         )
-    return True
 
 
 def home(source: str) -> Path:
@@ -101,23 +99,35 @@ def _fetch(url: str, file: Path) -> None:
 def _chunks(url: str) -> Iterator[bytes]:
     """Yield the content behind a URL; ValueError where it cannot be had whole."""
     is_http = url.lower().startswith("http")
-    open_file = _open_http if is_http else _open_in_cloud(url)
     try:
-        with open_file(url) as content:
+        with _opened_http(url) if is_http else _opened_in_cloud(url) as (content, size):
             count = 0
             while chunk := content.read(_CHUNK_BYTES):
                 count += len(chunk)
                 yield chunk
-            # urllib takes a lost connection for the end
-            told = content.headers.get("Content-Length") if is_http else None
-            if told is not None and count != int(told):
-                raise OSError(f"{count} of {told} bytes")
-    except (OSError, ValueError, http.client.HTTPException) as error:
+            if size is not None and count != size:  # a lost connection may look like the end
+                raise OSError(f"{count} of {size} bytes")
+    except _MissingPackageError:
+        raise
+    except Exception as error:  # each cloud has exceptions of its own
         raise ValueError(f"{url} cannot be fetched; check the address and the network.") from error
 
 
-def _open_in_cloud(url: str) -> Callable[[str], BinaryIO]:
-    """Return what opens an address of a cloud; ValueError where the package for it is missing."""
+class _MissingPackageError(ValueError):
+    """A cloud is asked for whose package is not installed."""
+
+
+@contextlib.contextmanager
+def _opened_http(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Give what is behind a URL, and its size in bytes where the server tells it."""
+    with _web().open(url, timeout=TIMEOUT) as content:
+        told = content.headers.get("Content-Length")
+        yield content, None if told is None else int(told)
+
+
+@contextlib.contextmanager
+def _opened_in_cloud(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Give what is behind an address of a cloud, and its size in bytes."""
     import fsspec  # slow to import, and only the clouds need it
 
     scheme, _, path = url.partition("://")
@@ -125,30 +135,21 @@ def _open_in_cloud(url: str) -> Callable[[str], BinaryIO]:
     try:
         cloud = fsspec.filesystem(scheme.lower())
     except ImportError as error:
-        raise ValueError(
+        raise _MissingPackageError(
             f"{url} needs the package {package}; install it with `pip install {package}` (it is in "
             "the optional extra `cloud`)."
         ) from error
-
-    def open_file(_url: str) -> BinaryIO:
-        try:
-            # not fsspec.open, whose addresses may chain other file systems
-            return cloud.open(path, "rb")
-        except Exception as error:  # each cloud has exceptions of its own, for lack of a login
-            raise OSError(str(error)) from error
-
-    return open_file
-
-
-def _open_http(url: str) -> BinaryIO:
-    return _web().open(url, timeout=TIMEOUT)
+    # not fsspec.open, whose addresses may chain other file systems
+    with cloud.open(path, "rb") as content:
+        yield content, getattr(content, "size", None)
 
 
 def _web() -> urllib.request.OpenerDirector:
     """Return an opener for http and https alone; urllib's own also reads file:, ftp: and data:."""
     opener = urllib.request.OpenerDirector()
+    proxies = urllib.request.getproxies()
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler({k: v for k, v in proxies.items() if k in ("http", "https")}),
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(),
         urllib.request.HTTPRedirectHandler(),

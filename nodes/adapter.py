@@ -22,7 +22,7 @@ import comfy.sample
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from comfy_execution.utils import get_executing_context
 
 from ..motion_module import checkpoint, files, inject, layout
@@ -114,16 +114,20 @@ def core_noise(samples: torch.Tensor, seed: int, frames: list[int] | None = None
 
 
 class Placement(NamedTuple):
-    """In which dtype and on which devices weights are used; a key of the weights of a file."""
+    """How weights are used: a key of the weights of a file.
+
+    is_dynamic: whether the host pages the base model by need, and so the motion weights, too.
+    """
 
     dtype: torch.dtype
     load_device: torch.device
     offload_device: torch.device
+    is_dynamic: bool
 
     @classmethod
     def beside(cls, model: ModelPatcher) -> "Placement":
         """Return where the motion weights belong that run within a MODEL."""
-        return cls(compute_dtype(model), model.load_device, model.offload_device)
+        return cls(compute_dtype(model), model.load_device, model.offload_device, is_dynamic(model))
 
 
 @dataclass
@@ -147,6 +151,14 @@ class LoadedMotionModule:
     def patcher(self) -> ModelPatcher | None:
         """The host's handle on the weights that were used last, by which its caches know them."""
         return next(reversed(self._patchers.values()), None)
+
+    def is_dynamic(self) -> bool:
+        """Tell the caches whether the host pages the weights by need."""
+        return self.patcher is not None and is_dynamic(self.patcher)
+
+    def get_ram_usage(self) -> int:
+        """Return the bytes of all weights, by which the caches of some hosts judge."""
+        return sum(patcher.model_size() for patcher in self.get_models())
 
     def get_models(self) -> list[ModelPatcher]:
         """Return the handles on all weights, which the host asks for before each prompt."""
@@ -183,27 +195,27 @@ class WithMotionLora(LoadedMotionModule):
     def _make_patcher(self, placement: Placement) -> ModelPatcher:
         patcher = self.below.weights(placement).clone()
         patcher.add_patches(self.patches, self.strength)
-        # the host knows the copies on other devices by it, and those have the patches merged
+        # the host finds copies on other devices by it: those without these patches must not match
         patcher.clone_base_uuid = uuid.uuid4()
         return patcher
 
 
-def _build(source: checkpoint.MotionCheckpoint, placement: Placement, **kwargs) -> ModelPatcher:
+def is_dynamic(model: ModelPatcher) -> bool:
+    """Tell whether the host pages the weights of a model by need; older hosts never do."""
+    return hasattr(model, "is_dynamic") and model.is_dynamic()
+
+
+def _build(source: checkpoint.MotionCheckpoint, placement: Placement) -> ModelPatcher:
     module = source.build(layers=comfy.ops.manual_cast, dtype=placement.dtype)
-    make = _patcher_class(**kwargs)
+    make = comfy.model_patcher.CoreModelPatcher if placement.is_dynamic else ModelPatcher
     return make(module, placement.load_device, placement.offload_device)
 
 
 def _load_anew(path: Path, placement: Placement, disable_dynamic: bool = False) -> ModelPatcher:
     """Return fresh weights of a file, as the host's own loaders do for each device."""
-    return _build(checkpoint.load(path), placement, disable_dynamic=disable_dynamic)
-
-
-def _patcher_class(disable_dynamic: bool = False) -> type[ModelPatcher]:
-    """Return the host's own class: on newer hosts, with dynamic VRAM, it pages weights by need."""
     if disable_dynamic:
-        return ModelPatcher
-    return getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+        placement = placement._replace(is_dynamic=False)
+    return _build(checkpoint.load(path), placement)
 
 
 def load_motion_module(name: str) -> LoadedMotionModule:
@@ -251,6 +263,9 @@ class AppliedMotion:
     base_sigmas: torch.Tensor  # of the MODEL that came into Apply
     sliding: WindowSettings | None = None
     window_length: int | None = None  # frames of a clip in a call; None: all that the call holds
+    # Goes with each call of the UNet as the name of an argument. torch.compile guards neither hooks
+    # nor, as the host sets it up, options, so a graph without motion would serve for one with it.
+    mark: str = field(default_factory=lambda: f"{KEY}_{uuid.uuid4().hex}")
     runs: "weakref.WeakKeyDictionary[torch.nn.Module, inject.MotionRun]" = field(
         default_factory=weakref.WeakKeyDictionary
     )
@@ -307,6 +322,7 @@ def apply_motion_module(
     applied = AppliedMotion(motion_module.file, scale, base_sigmas, sliding)
     model.set_attachments(KEY, applied)
     model.set_additional_models(KEY, [motion_module.weights(Placement.beside(model)).clone()])
+    model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_clone)
     model.set_injections(KEY, [_injection(applied)])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample(applied))
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _apply_model(applied))
@@ -314,6 +330,16 @@ def apply_motion_module(
     if sliding is not None:
         _add_windows(model, applied, sliding)
     return model
+
+
+def _follow_clone(_model: ModelPatcher, clone: ModelPatcher) -> None:
+    """Give a clone whose base model is no longer paged motion weights that are not, either.
+
+    The host makes such clones for torch.compile and for conditionings with hooks.
+    """
+    [motion] = clone.get_additional_models_with_key(KEY)
+    if is_dynamic(motion) and not is_dynamic(clone):
+        clone.set_additional_models(KEY, [motion.clone(disable_dynamic=True)])
 
 
 def _add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSettings) -> None:
@@ -413,7 +439,7 @@ def tell(*found: str | None) -> None:
 
     What the node was told in an earlier prompt goes, also when there is nothing to tell now.
     """
-    sentences = [sentence[0].upper() + sentence[1:] for sentence in found if sentence]
+    sentences = [_capitalised(sentence) for sentence in found if sentence]
     for sentence in sentences:
         logging.warning("[AnimateDiff-Lightning] %s", sentence)
     running = get_executing_context()
@@ -433,6 +459,12 @@ def tell(*found: str | None) -> None:
         server.send_progress_text(text or " ", running.node_id)
         # newer frontends drop that text when the run is over; web/warnings.js shows this one
         server.send_sync(WARNING, {"node": running.node_id, "text": text}, server.client_id)
+
+
+def _capitalised(sentence: str) -> str:
+    """Return a sentence with a capital letter, unless it begins with the name of a file."""
+    is_word = sentence.partition(" ")[0].isalpha()
+    return sentence[0].upper() + sentence[1:] if is_word else sentence
 
 
 def _injection(applied: AppliedMotion) -> PatcherInjection:
@@ -494,18 +526,18 @@ def _apply_model(applied: AppliedMotion):
         if applied.sliding is not None and applied.sliding.where == "features":
             windows = _feature_windows(applied.sliding, run.num_frames, x, transformer_options)
             run.windows = windows
+        kwargs[applied.mark] = True
         return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
 
     return set_run
 
 
 def _diffusion_model(applied: AppliedMotion):
-    # torch.compile does not guard forward hooks; what only one Apply has makes it compile anew
-    def pass_on(executor, *args, **kwargs):
-        assert applied.file is not None
+    def take_off_mark(executor, *args, **kwargs):
+        del kwargs[applied.mark]
         return executor(*args, **kwargs)
 
-    return pass_on
+    return take_off_mark
 
 
 def _feature_windows(

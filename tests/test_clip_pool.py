@@ -1,6 +1,7 @@
 """Pools of clips: groups as pure functions of a number, and shards that any reader understands."""
 
 import http.server
+import io
 import json
 import os
 import sys
@@ -330,8 +331,17 @@ def test_no_address_runs_a_command_or_reads_another_file(
     assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
 
 
+def test_a_path_with_a_colon_is_a_path(folder, tmp_path, monkeypatch):
+    folder.rename(tmp_path / "run:1")
+    monkeypatch.chdir(tmp_path)
+    pool = ClipPool("./run:1")
+    assert len(pool) == 13
+    assert pool.read(ClipRef(0, 3)).oriented(False)[0].mean() == 3
+
+
 @pytest.mark.parametrize("target", ["file:///etc/hosts", "ftp://127.0.0.1/a", "data:,a"])
-def test_a_server_cannot_lead_to_another_scheme(web, target):
+def test_a_server_cannot_lead_to_another_scheme(web, target, monkeypatch):
+    monkeypatch.setenv("ftp_proxy", web.url)  # which urllib would take for ftp:
     with pytest.raises(ValueError, match="cannot be fetched"):
         ClipPool(f"{web.url}/to/{urllib.parse.quote(target, safe='')}")
     moved = urllib.parse.quote(f"{web.url}/pool/a-0.tar", safe="")
@@ -349,6 +359,34 @@ def test_clouds_are_read_by_fsspec(folder, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="cannot be fetched"):
             ClipPool(address)
     memory.rm("/bucket", recursive=True)
+
+
+class LostError(Exception):
+    """As those of some clouds: no OSError."""
+
+
+@pytest.mark.parametrize("fault", ["raises", "ends"])
+def test_a_cloud_that_breaks_off_leaves_no_half_shard(folder, tmp_path, monkeypatch, fault):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+
+    class Content(io.BytesIO):
+        size = 10**6
+
+        def read(self, count=-1):
+            if fault == "raises":
+                raise LostError
+            return super().read(count)
+
+    class Cloud(type(fsspec.filesystem("memory"))):
+        cachable = False
+
+        def open(self, *_args, **_kwargs):
+            return Content((folder / "a-0.tar").read_bytes())
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "s3", Cloud)
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        ClipPool("s3://bucket/a-0.tar")
+    assert not list((tmp_path / "cache" / "shards").glob("*.tar"))
 
 
 def test_a_missing_cloud_package_is_named(tmp_path, monkeypatch):

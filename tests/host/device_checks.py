@@ -96,6 +96,18 @@ def check_weights_have_the_patcher_class_of_the_host():
     assert loaded.get_models() == [loaded.patcher]
 
 
+def check_clones_that_are_not_paged_have_motion_that_is_not():
+    """The host makes them for torch.compile and for conditionings with hooks."""
+    if not adapter().is_dynamic(GRAPH.base):
+        raise CannotCheckError("this ComfyUI pages no weights here")
+    model = GRAPH.apply()
+    clone = model.clone(disable_dynamic=True)
+    for paged, patcher in ((True, model), (False, clone), (False, clone.clone())):
+        [motion] = patcher.get_additional_models_with_key(KEY)
+        assert (patcher.is_dynamic(), motion.is_dynamic()) == (paged, paged)
+    assert close(sample(clone), sample(model)) < 1e-6
+
+
 def check_the_caches_of_the_host_know_the_weights():
     import comfy.model_patcher
 
@@ -105,6 +117,8 @@ def check_the_caches_of_the_host_know_the_weights():
     assert not comfy.model_patcher.is_model_patcher_output(loaded)
     GRAPH.nodes["ADL_ApplyMotionModule"].execute(GRAPH.base, loaded)
     assert comfy.model_patcher.is_model_patcher_output(loaded)
+    assert loaded.is_dynamic() == GRAPH.base.is_dynamic()
+    assert loaded.get_ram_usage() == loaded.patcher.model_size() > 1e6
     tracker = comfy.model_patcher.PromptModelTracker()
     tracker.add([[loaded], [4]])
     assert len(tracker.models) == GRAPH.base.is_dynamic()
@@ -193,13 +207,21 @@ def check_each_device_runs_its_own_weights():
 
 
 def check_each_device_has_a_run_state_of_its_own():
-    model = split(with_motion("features"))
+    model = split(GRAPH.apply(context=sliding("features")))
     applied = adapter().applied_motion(model)
-    sample(model)
+    inject = host.submodule("motion_module.inject")
+    handed, make = [], inject.inject
+    with mock.patch.object(
+        inject,
+        "inject",
+        lambda unet, module, run: handed.append(run) or make(unet, module, run=run),
+    ):
+        sample(model)
     bases = [model.model, model.get_additional_models_with_key("multigpu")[0].model]
-    runs = [applied.run_of(base) for base in bases]
-    assert runs[0] is not runs[1]
-    assert all(run.num_frames is None and run.windows is None for run in runs)
+    assert set(applied.runs) == set(bases)
+    assert {id(run) for run in handed} == {id(applied.runs[base]) for base in bases}
+    assert len({id(run) for run in handed}) == 2
+    assert all(run.num_frames is None and run.windows is None for run in handed)
 
 
 def check_a_lora_reaches_every_device():
@@ -208,13 +230,17 @@ def check_a_lora_reaches_every_device():
     apply = GRAPH.nodes["ADL_ApplyMotionModule"].execute
     weights = GRAPH.weights(module)
     names = [name for name, _ in weights.named_parameters()][:40]
+    kept = []  # or the host would have no split of before to take up again
     for amount in (0.0, 0.02, 0.05):
         patches = {n: ("diff", (weights.get_parameter(n).detach() * 0 + amount,)) for n in names}
         lora = adapter().WithMotionLora(
             module.file, None, below=module, patches=patches, strength=1.0
         )
         model = apply(GRAPH.base, lora).result[0]
-        assert close(sample(split(model)), sample(model)) < 1e-5, amount
+        kept.append(split(model))
+        assert close(sample(kept[-1]), sample(model)) < 1e-5, amount
+    others = [m.get_additional_models_with_key("multigpu")[0].model for m in kept]
+    assert others[0] is others[1] is others[2], "the host loaded every split anew"
 
 
 def check_controls_are_sliced_for_every_device():

@@ -17,7 +17,8 @@ MODE_VARIABLE = "ADL_HOST_MODE"  # "dynamic" emulates dynamic VRAM; anything els
 def start(comfyui, *flags):
     """Make the host importable, on the CPU unless `flags` say otherwise."""
     sys.path.insert(0, str(Path(comfyui).resolve()))
-    sys.argv = [sys.argv[0], *(flags or ("--cpu",))]
+    # attention as on most GPUs; that of a CPU cannot be compiled in one graph
+    sys.argv = [sys.argv[0], *(flags or ("--cpu", "--use-pytorch-cross-attention"))]
     import comfy.options
 
     comfy.options.enable_args_parsing()

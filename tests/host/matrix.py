@@ -30,7 +30,7 @@ def row(name, mode, tests, arguments, environment):
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-q",
              "--hosts", "all", "--host-mode", mode, f"--junitxml={report}",
              *(str(ROOT / "tests" / test) for test in tests), *arguments],
@@ -44,7 +44,10 @@ def row(name, mode, tests, arguments, environment):
         print(f"FAILED {name} {mode}: {case.get('classname')}::{case.get('name')}", flush=True)
     told = "; ".join(f"{count}: {reason}" for reason, count in skips.items()) or "0"
     passed = len(cases) - len(failed) - skips.total()
-    return name, mode, passed, len(failed), told, f"{(time.monotonic() - start) / 60:.1f}"
+    minutes = f"{(time.monotonic() - start) / 60:.1f}"
+    if done.returncode not in (0, 1) or not passed:
+        return name, mode, passed, f"{len(failed)}, and pytest broke off", told, minutes
+    return name, mode, passed, len(failed), told, minutes
 
 
 def hosts(only):

@@ -91,7 +91,7 @@ def check_no_order_changes_a_run_in_little_memory():
     assert not any(found.values()), found
 
 
-def check_the_models_tables_stay_its_own():
+def check_each_model_keeps_its_own_tables():
     """A noise schedule, by its values: the plain model's and AnimateDiff's, after any order."""
     import torch
 
