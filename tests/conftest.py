@@ -142,13 +142,8 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
-    """Leave out what was not asked for of the tests that run in a ComfyUI.
-
-    The others get the group by which `--dist loadgroup` keeps tests together: those of a server,
-    and those of a process with checks.
-    """
+    """Leave out what was not asked for of the tests that run in a ComfyUI."""
     smoke, mode = config.getoption("--hosts") == "smoke", config.getoption("--host-mode")
     left_out = []
     for item in items:
@@ -157,8 +152,6 @@ def pytest_collection_modifyitems(config, items):
             (smoke and not item.get_closest_marker("smoke")) or (mode and host.mode != mode)
         ):
             left_out.append(item)
-        script = getattr(item, "callspec", None) and item.callspec.params.get("script")
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {getattr(script, 'stem', '')}"))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in set(left_out)]

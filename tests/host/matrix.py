@@ -15,6 +15,7 @@ import tempfile
 import time
 import xml.etree.ElementTree
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ def row(name, mode, tests, arguments, environment):
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup", "-q",
+            [sys.executable, "-m", "pytest", "-q",
              "--hosts", "all", "--host-mode", mode, f"--junitxml={report}",
              *(str(ROOT / "tests" / test) for test in tests), *arguments],
             cwd=ROOT, env=os.environ | environment, check=False,
@@ -70,14 +71,20 @@ def main():
     parser.add_argument("--out", type=Path, help="file of the table, in Markdown")
     parser.add_argument("--only", help="hosts whose name and mode contain this")
     parser.add_argument("--frontend", type=Path, help="folder of another frontend's static files")
+    parser.add_argument("--at-once", type=int, default=2, help="rows at a time (default: 2)")
     options, arguments = parser.parse_known_args()
     found = list(hosts(options.only))
     if not found:
         sys.exit("no ComfyUI was found; see CONTRIBUTING.md.")
-    rows = [
-        row(folder.name, mode, TESTS, arguments, {"COMFYUI_PATH": str(folder)})
-        for folder, mode in found
-    ]
+    with ThreadPoolExecutor(options.at_once) as threads:
+        rows = list(
+            threads.map(
+                lambda host: row(
+                    host[0].name, host[1], TESTS, arguments, {"COMFYUI_PATH": str(host[0])}
+                ),
+                found,
+            )
+        )
     if options.frontend is not None:
         folder, _ = found[-1]
         other = {
