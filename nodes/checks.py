@@ -123,7 +123,7 @@ def warnings(
         )
     if advice.cfg_is_too_high(cfg, trained_steps):
         yield (
-            f"a cfg of {cfg:g} burns the colours of a distilled motion module; "
+            f"a guidance of cfg {cfg:g} burns the colours of a distilled motion module; "
             f"set it to 1, at most {advice.MAX_DISTILLED_CFG:g}."
         )
 
