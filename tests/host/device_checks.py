@@ -46,8 +46,9 @@ def node(name):
 
 def split(model):
     """Put the core's MultiGPU CFG Split behind a MODEL."""
+    cfg_split = node("MultiGPUCFGSplitNode")
     with two_devices():
-        return outputs(node("MultiGPUCFGSplitNode"), model, 2)[0]
+        return outputs(cfg_split, model, 2)[0]
 
 
 def sliding(where):
