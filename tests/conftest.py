@@ -145,16 +145,16 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     """Leave out what was not asked for of the tests that run in a ComfyUI."""
     smoke, mode = config.getoption("--hosts") == "smoke", config.getoption("--host-mode")
-    left_out = []
+    kept, left_out = [], []
     for item in items:
         host = getattr(item, "callspec", None) and item.callspec.params.get("comfyui")
-        if host is not None and (
+        unwanted = host is not None and (
             (smoke and not item.get_closest_marker("smoke")) or (mode and host.mode != mode)
-        ):
-            left_out.append(item)
+        )
+        (left_out if unwanted else kept).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        items[:] = kept
 
 
 def pytest_terminal_summary(terminalreporter):

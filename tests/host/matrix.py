@@ -9,6 +9,7 @@ comfyui-frontend-package (its folder `static`) and Nodes 2.0 switched on.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -66,6 +67,12 @@ def hosts(only):
             yield Path(folder), mode
 
 
+def version(folder):
+    """Return the version of a ComfyUI, as numbers."""
+    text = (folder / "comfyui_version.py").read_text()
+    return [int(number) for number in re.findall(r"\d+", text.rpartition("=")[2])]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, help="file of the table, in Markdown")
@@ -86,7 +93,7 @@ def main():
             )
         )
     if options.frontend is not None:
-        folder, _ = found[-1]
+        folder, _ = max(found, key=lambda host: version(host[0]))
         other = {
             "COMFYUI_PATH": str(folder),
             "ADL_FRONTEND": str(options.frontend.resolve()),
