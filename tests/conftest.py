@@ -19,6 +19,7 @@ from animatediff_lightning.distill.cache import CACHE_VARIABLE
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
+from filelock import FileLock
 
 from . import thin_files
 
@@ -193,13 +194,14 @@ def thin_checkpoint():
     """Path of an SD1.5 checkpoint with a thin UNet and random weights, made once a machine."""
     cache = Path.home() / ".cache" / "animatediff-lightning" / "tests"
     path = cache / "thin.safetensors"
-    if not path.exists():
-        if not HOSTS:  # asked for before the host itself, by pytest's order of fixtures
-            pytest.skip(NO_HOST)
-        cache.mkdir(parents=True, exist_ok=True)
-        script = Path(__file__).parent / "host" / "random_checkpoint.py"
-        command = [HOSTS[0].python, script, HOSTS[0].folder, path, "thin"]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+    if not HOSTS:  # asked for before the host itself, by pytest's order of fixtures
+        pytest.skip(NO_HOST)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):  # several runs of pytest may start at once
+        if not path.exists():
+            script = Path(__file__).parent / "host" / "random_checkpoint.py"
+            command = [HOSTS[0].python, script, HOSTS[0].folder, path, "thin"]
+            subprocess.run(command, check=True, stdout=sys.stderr)
     return path
 
 
