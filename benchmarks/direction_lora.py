@@ -15,17 +15,11 @@ from pathlib import Path
 
 import av
 import torch
-from animatediff_lightning.distill import train_motion
-from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.miniature import (
-    evaluate,
-    measure,
-    metrics,
-    render,
-    styles,
-    world,
-)
-from animatediff_lightning.distill.motion_request import MotionRequest
+from animatediff_lightning.distill.miniature import measure, metrics, render, styles, world
+from animatediff_lightning.distill.miniature import sample as evaluate
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.train_motion import run
+from animatediff_lightning.distill.train_motion.request import MotionRequest
 from animatediff_lightning.motion_module import checkpoint, lora
 
 FPS = 8
@@ -78,7 +72,7 @@ def train(options):
         batch=options.batch, learning_rate=options.learning_rate, high_noise=1.5, ema=0.99,
         save_every=60, device="cpu",
     )  # fmt: skip
-    train_motion.run(request)
+    run.run(request)
     return file
 
 

@@ -13,25 +13,25 @@ import csv
 import json
 import platform
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from animatediff_lightning.distill import (
-    distillation,
-    latent_shards,
-    plan,
-    random_models,
-    sd15_config,
-    train_config,
-)  # fmt: skip
-from animatediff_lightning.distill.base_models import quiet_libraries
-from animatediff_lightning.distill.devices import my_device
+from animatediff_lightning.distill.data import latent_shards
+from animatediff_lightning.distill.models import sd15_config  # fmt: skip
+from animatediff_lightning.distill.models.base_model import quiet_libraries
+from animatediff_lightning.distill.models.devices import my_device
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train import plan, stages
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests import random_models
 
 RESULT = Path(__file__).parent / "results" / "full_size_dry_run.csv"
 COLUMNS = ("machine", "device", "loss", "frames", "size", "clips", "dtype", "seconds_a_step",
@@ -108,7 +108,7 @@ def main():
     write_clips(clips, options.clips * ITERATIONS, options.frames, options.size // 8)
     config = config_of(options, models, clips, out)
     device = my_device("auto")
-    distillation.run(config, device)
+    stages.run(config, device)
     with (out / "curves.csv").open() as file:
         curve = list(csv.DictReader(file))
     networks = plan.networks_of(config, {0})

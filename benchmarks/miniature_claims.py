@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from animatediff_lightning.distill import frechet, i3d, i3d_weights
-from animatediff_lightning.distill.base_models import load_base, quiet_libraries
-from animatediff_lightning.distill.file_digest import digest
+from animatediff_lightning.distill.evaluate import frechet, i3d, i3d_weights
+from animatediff_lightning.distill.files.digest import digest
 from animatediff_lightning.distill.miniature import metrics, probe, shipped
-from animatediff_lightning.distill.miniature.evaluate import Setting, sample, show
+from animatediff_lightning.distill.miniature.sample import Setting, sample, show
+from animatediff_lightning.distill.models.base_model import load_base, quiet_libraries
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.files import atomic_path
 from tqdm import tqdm

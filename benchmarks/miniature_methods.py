@@ -12,9 +12,10 @@ student and its checkpoints saves their time.
 import argparse
 from pathlib import Path
 
-from animatediff_lightning.distill import distillation, train_config
-from animatediff_lightning.distill.devices import my_device
-from animatediff_lightning.distill.train_config import Phase, Stage
+from animatediff_lightning.distill.models.devices import my_device
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train import stages
+from animatediff_lightning.distill.train.config import Phase, Stage
 
 # after the MSE of the last stage of miniature
 DISCRIMINATOR = (
@@ -59,7 +60,7 @@ def main():
     parser.add_argument("method", choices=methods)
     options = parser.parse_args()
     config = methods[options.method](train_config.read(train_config.find("miniature")))
-    distillation.run(config, my_device("auto"))
+    stages.run(config, my_device("auto"))
 
 
 if __name__ == "__main__":

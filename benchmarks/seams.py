@@ -19,18 +19,23 @@ import argparse
 import csv
 import itertools
 import statistics
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from animatediff_lightning.distill import clips, generate, random_models
-from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.named_models import base_path
-from animatediff_lightning.distill.request import ClipRequest
+from animatediff_lightning.distill import generate as clips
+from animatediff_lightning.distill.miniature.names import base_path
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.sampling import sample
+from animatediff_lightning.distill.sampling.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import MotionRun, inject
 from animatediff_lightning.samplers import context, euler, noise, schedule
 from step_time import median_interval
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tests import random_models
 
 PROMPTS = ("a red fish swimming left", "a big blue bird flying up",
            "a teal mouse running right", "a small green fish swimming down")  # fmt: skip
@@ -69,11 +74,11 @@ def clip(base, motion_module, where, options, request, mode):
     generator = torch.Generator().manual_seed(request.seed)
     shape = (request.frames, mode, options.context_length, options.context_overlap, request.seed)
     sources = noise.noise_sources(*shape)
-    x = generate.initial_noise(base, request, generator)[sources].to(base.device)
+    x = sample.initial_noise(base, request, generator)[sources].to(base.device)
     run = MotionRun(request.frames if where == "plain" else options.context_length)
-    predict = generate.eps_predictor(base, request.prompts[0], request)
+    predict = sample.eps_predictor(base, request.prompts[0], request)
     if where == "latents":
-        predict = generate.in_windows(predict, options)
+        predict = sample.in_windows(predict, options)
     if where == "features":
         predict = in_features(predict, run, options)
     injection = inject(base.unet, motion_module, run=run)

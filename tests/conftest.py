@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from animatediff_lightning.distill.cache import CACHE_VARIABLE
+from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule

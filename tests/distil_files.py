@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from animatediff_lightning.distill import latent_shards
+from animatediff_lightning.distill.data import latent_shards
 from animatediff_lightning.distill.miniature import render, styles, world
-from animatediff_lightning.distill.miniature.vae import PixelUnshuffleVAE
+from animatediff_lightning.distill.models.pixel_unshuffle_vae import PixelUnshuffleVAE
 
 CLIPS = 8
 CONFIG = """

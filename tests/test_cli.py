@@ -14,15 +14,15 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import clips, random_models
-from animatediff_lightning.distill.cache import CACHE_VARIABLE
-from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill import generate as clips
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.motion_module import checkpoint
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from . import headless_ldm
+from . import headless_ldm, random_models
 
 SMALL = ["--frames", "3", "--steps", "1"]
 PROGRAM = [sys.executable, "-m", "animatediff_lightning.distill"]
@@ -82,7 +82,7 @@ def sheet(run, out, *arguments, **options):
 
 def test_help_and_version_do_not_import_torch():
     code = (
-        "import sys; from animatediff_lightning.distill.cli import main; "
+        "import sys; from animatediff_lightning.distill.cli.program import main; "
         "codes = [main(a) for a in (['--help'], ['generate', '--help'], ['--version'], [])]; "
         "assert codes == [0] * 4, codes; "
         "heavy = {'torch', 'diffusers', 'transformers', 'av'} & set(sys.modules); "
@@ -378,7 +378,7 @@ def test_ctrl_c_while_writing_keeps_the_old_file(run, tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(clips.video, "_write_gif", interrupted)
+    monkeypatch.setattr(clips.clip_writer, "_write_gif", interrupted)
     code, _, warned = run("generate", "--prompt", "a", "--out", out, *SMALL)
     assert code == 130
     assert warned.splitlines()[-1] == "stopped."

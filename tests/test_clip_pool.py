@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from animatediff_lightning.distill import flips, latent_shards, shard_cache
-from animatediff_lightning.distill.cache import CACHE_VARIABLE
-from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
-from animatediff_lightning.distill.latent_shards import INDEX, npy, write_tar
+from animatediff_lightning.distill.data import latent_shards, mirrored_captions, url_cache
+from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
+from animatediff_lightning.distill.data.latent_shards import INDEX, npy, write_tar
+from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.miniature import metrics, styles, world
 
 from .processes import FORK
@@ -242,7 +242,7 @@ def web(folder, tmp_path, monkeypatch):
 
 def test_urls_are_fetched_into_a_cache_that_stays_small(folder, web, tmp_path, monkeypatch):
     size = (folder / "a-0.tar").stat().st_size + (folder / "a-1.tar").stat().st_size
-    monkeypatch.setattr(shard_cache, "MAX_BYTES", size)
+    monkeypatch.setattr(url_cache, "MAX_BYTES", size)
     url = f"{web.url}/pool/a-{{0..2}}.tar"
     pool = ClipPool(url)
     assert len(pool) == 13
@@ -274,17 +274,17 @@ def test_an_index_beside_urls_tells_the_shards_without_a_fetch(folder, web, tmp_
     ],
 )
 def test_a_file_beside_a_url(url, name, index):
-    assert shard_cache.file_name(url) == name
-    assert shard_cache.neighbour(url, INDEX) == index
+    assert url_cache.file_name(url) == name
+    assert url_cache.neighbour(url, INDEX) == index
 
 
 def test_threads_and_processes_fetch_a_shard_once(web):
     web.delay[0] = 0.5
     url = f"{web.url}/pool/a-0.tar"
     with ThreadPoolExecutor(4) as threads:
-        files = set(threads.map(shard_cache.local, [url] * 4))
+        files = set(threads.map(url_cache.local, [url] * 4))
     assert len(files) == 1
-    children = [FORK.Process(target=shard_cache.local, args=(f"{url}?again",)) for _ in range(2)]
+    children = [FORK.Process(target=url_cache.local, args=(f"{url}?again",)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
@@ -411,8 +411,8 @@ def test_a_missing_cloud_package_is_named(tmp_path, monkeypatch):
     ],
 )
 def test_captions_change_sides(caption, wanted):
-    assert flips.flipped(caption) == (wanted or caption)
-    assert flips.flipped(flips.flipped(caption)) == caption
+    assert mirrored_captions.flipped(caption) == (wanted or caption)
+    assert mirrored_captions.flipped(mirrored_captions.flipped(caption)) == caption
 
 
 @pytest.mark.parametrize("style", ["plain", "ink"])
@@ -420,7 +420,7 @@ def test_mirrored_true_clips_show_their_mirrored_captions(style):
     scenes = world.draw(64, torch.Generator().manual_seed(1))
     other = torch.tensor([1, 0, 2, 3])[scenes.direction]
     told = world.Scenes(**{**vars(scenes), "direction": other})
-    assert told.captions() == [flips.flipped(c) for c in scenes.captions()]
+    assert told.captions() == [mirrored_captions.flipped(c) for c in scenes.captions()]
     clips = metrics.true_clips(scenes, style)
     plain, mirrored = (
         metrics.summary(metrics.score(*pair, style))

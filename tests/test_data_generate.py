@@ -11,19 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import (
-    cli,
-    data_check,
-    data_generate,
-    folder_record,
-    latent_shards,
-)
-from animatediff_lightning.distill.base_models import BaseModel, load_base
-from animatediff_lightning.distill.cli_options import parse_size
-from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
-from animatediff_lightning.distill.data_request import DataRequest, clip_of, plan
-from animatediff_lightning.distill.generate import generate_latents
+from animatediff_lightning.distill.cli import program
+from animatediff_lightning.distill.cli.options import parse_size
+from animatediff_lightning.distill.data import generate, latent_shards, verify
+from animatediff_lightning.distill.data.generate_request import DataRequest, clip_of, plan
+from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
+from animatediff_lightning.distill.files import claim
 from animatediff_lightning.distill.miniature import shipped, world
+from animatediff_lightning.distill.models.base_model import BaseModel, load_base
+from animatediff_lightning.distill.sampling.sample import generate_latents
 from animatediff_lightning.motion_module import checkpoint
 from diffusers import AutoencoderKL
 
@@ -53,7 +49,7 @@ def tars(folder):
 def undisturbed(tmp_path_factory):
     """A folder that one process filled: two shards, of four clips and of two."""
     request = request_for(tmp_path_factory.mktemp("data") / "alone")
-    data_generate.run(request)
+    generate.run(request)
     return request
 
 
@@ -100,7 +96,7 @@ def test_two_processes_make_what_one_does(undisturbed, tmp_path, monkeypatch):
     processes = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        processes.append(FORK.Process(target=data_generate.run, args=(request,)))
+        processes.append(FORK.Process(target=generate.run, args=(request,)))
         processes[-1].start()
     for process in processes:
         process.join(120)
@@ -111,7 +107,7 @@ def test_two_processes_make_what_one_does(undisturbed, tmp_path, monkeypatch):
 
 def test_a_process_makes_only_its_own_shards(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path / "half")
-    (files,) = data_generate.run(request, rank=1, world_size=2)
+    (files,) = generate.run(request, rank=1, world_size=2)
     assert list(tars(request.out)) == [files.name] == ["clips-000001.tar"]
     assert not (request.out / "index.json").exists()  # the last process writes it, once
 
@@ -121,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_clips(undisturbed, tmp_path, at_once):
     # three a shard: the second batch of two has one clip of it
     request = replace(undisturbed, out=tmp_path / "killed", at_once=at_once, shard_size=3)
     for clips in (1, 2, 3):
-        process = FORK.Process(target=data_generate.run, args=(request,))
+        process = FORK.Process(target=generate.run, args=(request,))
         process.start()
         while made(request.out) < clips and process.is_alive():
             time.sleep(0.002)
@@ -129,9 +125,9 @@ def test_a_killed_run_goes_on_to_the_same_clips(undisturbed, tmp_path, at_once):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert made(request.out) >= clips
-    data_generate.run(request)
+    generate.run(request)
     whole = replace(request, out=tmp_path / "whole")
-    data_generate.run(whole)
+    generate.run(whole)
     assert tars(request.out) == tars(whole.out)
     assert not list(request.out.glob(".*"))
 
@@ -144,7 +140,7 @@ def test_finished_clips_are_kept_and_another_process_is_left_alone(
     undisturbed, tmp_path, monkeypatch
 ):
     request = replace(undisturbed, out=tmp_path / "kept")
-    original, calls = data_generate.Studio.make, []
+    original, calls = generate.Studio.make, []
 
     def interrupted(studio, clips):
         if len(calls) == 3:
@@ -152,14 +148,14 @@ def test_finished_clips_are_kept_and_another_process_is_left_alone(
         calls.append(clips[0].number)
         return original(studio, clips)
 
-    monkeypatch.setattr(data_generate.Studio, "make", interrupted)
+    monkeypatch.setattr(generate.Studio, "make", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        data_generate.run(request)
+        generate.run(request)
     others = request.out / ".clips-000001"
     others.mkdir()
     (others / "00000004.npz").write_bytes(b"in progress")
     calls.clear()
-    data_generate.run(request, rank=0, world_size=2)
+    generate.run(request, rank=0, world_size=2)
     assert calls == [3]
     assert (others / "00000004.npz").read_bytes() == b"in progress"
     assert tars(request.out)["clips-000000.tar"] == tars(undisturbed.out)["clips-000000.tar"]
@@ -169,7 +165,7 @@ def test_base_models_of_other_latents_are_told_once(undisturbed, tmp_path, monke
     bases = ("miniature:plain", "miniature:toon", "miniature:wood")
     request = replace(undisturbed, bases=bases, out=tmp_path)
     monkeypatch.setattr(BaseModel, "latent_space", lambda base: str(base.name == "wood"))
-    studio = data_generate.Studio(request)
+    studio = generate.Studio(request)
     for base in bases * 2:
         studio.base(base)
     told = capsys.readouterr().err
@@ -193,11 +189,11 @@ def test_a_latent_space_is_told_by_the_encoder_alone():
 def test_another_command_in_the_folder_is_refused(undisturbed, tmp_path):
     for change in ({"steps": 3}, {"prompts": PROMPTS[:2]}, {"bases": ("miniature:wood",)}):
         with pytest.raises(ValueError, match=r"holds clips with other .*; go on with the same"):
-            data_generate.run(replace(undisturbed, **change))
-    data_generate.run(replace(undisturbed, device="auto"))
+            generate.run(replace(undisturbed, **change))
+    generate.run(replace(undisturbed, device="auto"))
     (tmp_path / "clips-000000.tar").touch()
     with pytest.raises(ValueError, match="shards of another command"):
-        data_generate.run(replace(undisturbed, out=tmp_path))
+        generate.run(replace(undisturbed, out=tmp_path))
 
 
 def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
@@ -205,7 +201,7 @@ def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
     request = request_for(tmp_path, prompts=PROMPTS[:2], sizes=sizes, frames=4, flip=False)
     shards = plan(request, sizes)
     assert [s.clips for s in shards] == [(0, 3), (1, 2)]
-    data_generate.run(request)
+    generate.run(request)
     pool = ClipPool(str(tmp_path))
     assert pool.shapes == {(4, 12, 8, 8), (4, 12, 8, 12)}
     assert not pool.can_flip
@@ -227,26 +223,26 @@ def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        data_generate.run(request_for(tmp_path / "out", **change))
+        generate.run(request_for(tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
 def test_captions_of_the_miniature_are_never_held_out():
-    captions = data_generate.miniature_captions(500, seed=3)
+    captions = generate.miniature_captions(500, seed=3)
     held_out = {world.caption(c, k, d, s) for c, k, size, d in world.held_out_combinations()
                 for s in (size, None)}  # fmt: skip
     assert len(captions) == 500
     assert not held_out & set(captions)
-    assert captions == data_generate.miniature_captions(500, seed=3)
-    assert captions != data_generate.miniature_captions(500, seed=4)
+    assert captions == generate.miniature_captions(500, seed=3)
+    assert captions != generate.miniature_captions(500, seed=4)
 
 
 # ---- verify and stats --------------------------------------------------------------------------
 
 
 def test_sound_folders_are_verified_and_counted(undisturbed):
-    assert data_check.verify(undisturbed.out) == "all 6 clips are sound (shards: 2)."
-    lines = data_check.stats(undisturbed.out).splitlines()
+    assert verify.verify(undisturbed.out) == "all 6 clips are sound (shards: 2)."
+    lines = verify.stats(undisturbed.out).splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["6", "2"]
     assert "16x12x8x8: 6" in lines[2]
     assert lines[4].endswith("3 different")
@@ -265,7 +261,7 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
     )
     (broken / "clips-000002.tar").write_bytes(b"no tar file")
     with pytest.raises(ValueError, match="has 4 faults") as error:
-        data_check.verify(broken)
+        verify.verify(broken)
     for sentence in (
         "clips-000001.tar/k has values that are no numbers", "clips-000001.tar/k has no caption",
         "clips-000002.tar is damaged",
@@ -273,7 +269,7 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
     ):  # fmt: skip
         assert sentence in str(error.value)
     with pytest.raises(ValueError, match="holds no shards of clips"):
-        data_check.verify(tmp_path)
+        verify.verify(tmp_path)
 
 
 def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_path):
@@ -281,42 +277,42 @@ def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_pa
     told = json.loads((folder / "index.json").read_text())
     del told["shards"]["clips-000001.tar"]
     (folder / "index.json").write_text(json.dumps(told))
-    assert data_check.verify(folder).startswith("all 6 clips are sound")
+    assert verify.verify(folder).startswith("all 6 clips are sound")
 
 
 @pytest.mark.parametrize("record", ["[]", "{", ""])
 def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
     request = replace(undisturbed, out=shutil.copytree(undisturbed.out, tmp_path / "clips"))
     (request.out / "generate.json").write_text(record)
-    for command in (data_generate.run, lambda r: data_check.verify(r.out)):
+    for command in (generate.run, lambda r: verify.verify(r.out)):
         with pytest.raises(ValueError, match=r"generate.json is damaged; put it back"):
             command(request)
     (request.out / "generate.json").write_text("{}")
     with pytest.raises(ValueError, match=r"generate.json does not tell how many clips are wanted"):
-        data_check.verify(request.out)
+        verify.verify(request.out)
     with pytest.raises(ValueError, match="holds clips with other bases"):
-        data_generate.run(request)
+        generate.run(request)
 
 
 def test_an_unfinished_folder_is_told(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path)
-    data_generate.run(request, rank=1, world_size=2)
+    generate.run(request, rank=1, world_size=2)
     with pytest.raises(ValueError, match="2 of 6 clips are made, give the same"):
-        data_check.verify(tmp_path)
+        verify.verify(tmp_path)
 
 
 def test_the_commands_make_verify_and_show_clips(tmp_path, capsys):
     out = tmp_path / "out"
     common = ["--base", "miniature:plain", "--motion-module", "miniature", "--out", str(out)]
     made = ["--miniature-captions", "2", "--steps", "1", "--at-once", "2", "--size", "16x16"]
-    assert cli.main(["data", "generate", *common, *made]) == 0
+    assert program.main(["data", "generate", *common, *made]) == 0
     told = f"wrote 1 shard to {out}; the shards of all processes hold 2 clips."
     assert told in capsys.readouterr().out
-    assert cli.main(["data", "verify", str(out)]) == 0
-    assert cli.main(["data", "stats", str(out), "--base", "miniature:plain"]) == 0
+    assert program.main(["data", "verify", str(out)]) == 0
+    assert program.main(["data", "stats", str(out), "--base", "miniature:plain"]) == 0
     assert "clips     2" in capsys.readouterr().out
-    assert (out / data_check.SHEET).is_file()
-    assert cli.main(["data", "generate", *common]) == 2
+    assert (out / verify.SHEET).is_file()
+    assert program.main(["data", "generate", *common]) == 2
     assert "give either --prompts or --miniature-captions" in capsys.readouterr().err
 
 
@@ -331,7 +327,7 @@ def test_a_damaged_record_hides_no_damaged_shard(undisturbed, tmp_path):
     (folder / "generate.json").write_text("[]")
     (folder / "clips-000001.tar").write_bytes(b"no tar file")
     with pytest.raises(ValueError, match="has 2 faults") as error:
-        data_check.verify(folder)
+        verify.verify(folder)
     for sentence in ("clips-000001.tar is damaged", "generate.json is damaged"):
         assert sentence in str(error.value)
 
@@ -348,11 +344,11 @@ def test_what_the_index_tells_otherwise_is_a_fault(undisturbed, tmp_path, told, 
         second["places"].append(first["places"].pop())
     (folder / "index.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=sentence):
-        data_check.verify(folder)
+        verify.verify(folder)
 
 
 @pytest.mark.parametrize("record", ["{}", '{"stages": null}', '{"stages": 3}'])
 def test_a_record_without_its_list_is_that_of_another_command(tmp_path, record):
     (tmp_path / "run.json").write_text(record)
     with pytest.raises(ValueError, match="holds a run with other stages; go on with the same"):
-        folder_record.claim(tmp_path / "run.json", {"stages": [1]}, "a run", {"stages": 1})
+        claim.claim(tmp_path / "run.json", {"stages": [1]}, "a run", {"stages": 1})

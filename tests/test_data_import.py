@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import data_import, import_worker, latent_shards
-from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.clip_pool import ClipPool, ClipRef
-from animatediff_lightning.distill.generate import decode
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.data import import_videos, import_worker, latent_shards
+from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.miniature import shipped
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.sampling.sample import decode
 from animatediff_lightning.motion_module.files import atomic_path
 
 from .processes import FORK
@@ -98,7 +98,7 @@ def test_bad_videos_are_counted_and_listed(imported, command, capsys):
     told = capsys.readouterr().out
     assert f"4 of 7 videos are clips in {imported} now. 3 videos skipped: " in told
     assert "0empty.mp4 (an empty file)" in told
-    with (imported / data_import.BAD).open() as file:
+    with (imported / import_videos.BAD).open() as file:
         listed = {row["file_name"]: row["reason"] for row in csv.DictReader(file)}
     assert set(listed) == {"0broken.mp4", "0empty.mp4", "untold.mp4"}
     assert listed["untold.mp4"] == "no caption"
@@ -130,7 +130,7 @@ def test_mended_captions_are_taken_by_the_same_command(tmp_path, capsys):
     tell("a", "b", "other", "d")
     assert main(command) == 0
     assert made() == {"a", "b", "other", "d"}
-    assert not (out / data_import.BAD).exists()
+    assert not (out / import_videos.BAD).exists()
     assert contents(out)["clips-000000.tar"] == before["clips-000000.tar"]
     tell("", "", "other", "d")
     assert main(command) == 0
@@ -158,13 +158,13 @@ def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypa
 
 
 def test_two_processes_make_what_one_does(imported, videos, tmp_path):
-    request = data_import.ImportRequest(
+    request = import_videos.ImportRequest(
         videos, "miniature:plain", tmp_path / "out", table=videos / "results.csv", frames=4,
         shard_size=2, workers=1,
     )  # fmt: skip
-    data_import.run(request, rank=1, world_size=2)
+    import_videos.run(request, rank=1, world_size=2)
     half = set(contents(tmp_path / "out"))
-    data_import.run(request, rank=0, world_size=2)
+    import_videos.run(request, rank=0, world_size=2)
     assert 0 < len(half) < len(contents(imported))
     assert contents(tmp_path / "out") == contents(imported)
 
@@ -237,6 +237,6 @@ def test_other_commands_and_folders_are_refused(imported, command, tmp_path, cap
 def test_latents_are_scaled_as_the_base_wants_them():
     base = load_base(shipped.base())
     frames = moving(0)
-    found = data_import.encode(base, frames)
+    found = import_videos.encode(base, frames)
     assert found.shape == (6, 12, 8, 8)
     torch.testing.assert_close(decode(base, found).numpy(), frames, rtol=0, atol=1)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from animatediff_lightning.distill.discriminator import Discriminator, Encoder
 from animatediff_lightning.distill.miniature import models
+from animatediff_lightning.distill.train.discriminator import Discriminator, Encoder
 from animatediff_lightning.motion_module.inject import inject
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from animatediff_lightning.distill import distillation, distributed, phase, train_config, updates
-from animatediff_lightning.distill.batches import Moment
-from animatediff_lightning.distill.cache import CACHE_VARIABLE
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.run_folder import RunFolder
-from animatediff_lightning.distill.student import MovingBase
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.engine import distributed
+from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train import phase, stages, updates
+from animatediff_lightning.distill.train.batches import Moment
+from animatediff_lightning.distill.train.run_folder import RunFolder
+from animatediff_lightning.distill.train.student import MovingBase
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
@@ -164,18 +166,18 @@ class Stage:
 
     def __init__(self, file):
         self.config = train_config.read(file)
-        self.loaded = distillation.load(self.config, CPU, resume=True)
-        teacher = distillation.train_checks.teacher_file(self.config, 1, 2)
+        self.loaded = stages.load(self.config, CPU, resume=True)
+        teacher = stages.checks.teacher_file(self.config, 1, 2)
         self.student = checkpoint.load(teacher).build(dtype=torch.float32).requires_grad_(True)
         by_unet = {id(b.unet): MovingBase(b, self.student) for b in self.loaded.bases.values()}
         self.moving = {s: by_unet[id(b.unet)] for s, b in self.loaded.bases.items()}
         self.moment = Moment(1, 0, 0)
-        self.judge = distillation.make_judge(self.loaded, self.moment, None)
-        self.networks = distillation._networks(
+        self.judge = stages.make_judge(self.loaded, self.moment, None)
+        self.networks = stages._networks(
             self.loaded, self.moment, self.student, self.moving, self.judge
         )
         self.run = phase.PhaseRun.start(self.networks)
-        ahead = distillation._read_ahead(self.loaded, self.moment)
+        ahead = stages._read_ahead(self.loaded, self.moment)
         self.batches = ahead(0)
         ahead.close()
 
@@ -253,15 +255,15 @@ def test_in_its_head_start_the_discriminator_learns_alone(stage):
 def test_the_discriminator_is_fresh_at_each_stage_and_d_prime_keeps_its_backbone(stage):
     fresh = copied(stage.judge)
     stage.run._update_judge(0, stage.batches)
-    again = distillation.make_judge(stage.loaded, stage.moment, None)
+    again = stages.make_judge(stage.loaded, stage.moment, None)
     assert same(fresh, copied(again))
-    prime = distillation.make_judge(stage.loaded, Moment(1, 1, 0), stage.judge)
+    prime = stages.make_judge(stage.loaded, Moment(1, 1, 0), stage.judge)
     assert prime.encoder is stage.judge.encoder
     assert not prime.conditional
 
 
 def test_a_batch_is_a_function_of_its_place_alone(stage):
-    ahead = distillation._read_ahead(stage.loaded, stage.moment)
+    ahead = stages._read_ahead(stage.loaded, stage.moment)
     first, second = ahead(0), ahead(1)
     ahead.close()
     for a, b in zip(first, stage.batches, strict=True):
@@ -314,7 +316,7 @@ def test_a_global_batch_has_the_same_gradient_on_1_2_4_and_8_processes(clips, tm
     )
     # the second stage's teacher
     (tmp_path / "out" / "students").mkdir(parents=True)
-    teacher = distillation.motion_module_path("miniature")
+    teacher = stages.motion_module_path("miniature")
     (tmp_path / "out" / "students" / "2step.safetensors").symlink_to(teacher)
     ((wanted, student, bases),) = gradients_on(1, file, tmp_path)
     assert len(set(bases.values())) == 2

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 import torch
-from animatediff_lightning.distill.cli import main
+from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.miniature import shipped
-from animatediff_lightning.distill.named_models import motion_module_path
-from animatediff_lightning.distill.run_folder import RunFolder
+from animatediff_lightning.distill.miniature.names import motion_module_path
+from animatediff_lightning.distill.train.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
 TOLD = {

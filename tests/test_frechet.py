@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from animatediff_lightning.distill import frechet
-from animatediff_lightning.distill.frechet import Moments
+from animatediff_lightning.distill.evaluate import frechet
+from animatediff_lightning.distill.evaluate.frechet import Moments
 
 
 def gaussian(mean, covariance):

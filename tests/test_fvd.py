@@ -8,13 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import frechet, fvd, train_config
-from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.fvd_request import PROMPTS, FvdRequest, Method, teacher_cfg
-from animatediff_lightning.distill.generate import decode, generate_latents
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.evaluate import frechet, fvd, fvd_request
+from animatediff_lightning.distill.evaluate.fvd_request import (
+    PROMPTS,
+    FvdRequest,
+    Method,
+    teacher_cfg,
+)
 from animatediff_lightning.distill.miniature import probe, shipped
-from animatediff_lightning.distill.request import read_prompts
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.sampling.request import read_prompts
+from animatediff_lightning.distill.sampling.sample import decode, generate_latents
+from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.motion_module import checkpoint
 
 CLIPS = 6
@@ -123,7 +129,7 @@ def test_other_weights_under_the_same_name_are_measured_anew(measured, tmp_path)
 def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monkeypatch):
     """Its features are not the first one's; and what it is to predict is asked for."""
     monkeypatch.setattr(fvd, "is_miniature", lambda _: False)
-    monkeypatch.setattr("animatediff_lightning.distill.fvd_request.is_miniature", lambda _: True)
+    monkeypatch.setattr(fvd_request, "is_miniature", lambda _: True)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red fish swimming left\na big blue bird flying up\n")
     found, asked = [], []

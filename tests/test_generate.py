@@ -6,15 +6,17 @@ import av
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import base_models, generate, random_models, sd15_config, video
-from animatediff_lightning.distill.request import ClipRequest
+from animatediff_lightning.distill.files import clip_writer
+from animatediff_lightning.distill.models import base_model, sd15_config
+from animatediff_lightning.distill.sampling import sample as generate
+from animatediff_lightning.distill.sampling.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import inject, injected
 from animatediff_lightning.samplers import context, prediction, schedule
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from . import headless_ldm
+from . import headless_ldm, random_models
 
 FRAMES = 4
 
@@ -35,7 +37,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(models):
-    return base_models.load_base(models.base)
+    return base_model.load_base(models.base)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,7 @@ def test_noise_is_comfyuis_for_the_same_seed(base):
 def test_euler_is_the_reference_loop_written_out(base, motion):
     """One step by hand, from exactly unit noise: x0 = (x - sqrt(1 - ab) eps) / sqrt(ab) at T."""
     x = torch.randn(FRAMES, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = base_models.encode_prompt(base, "a cat").expand(FRAMES, -1, -1)
+    text = base_model.encode_prompt(base, "a cat").expand(FRAMES, -1, -1)
     injection = generate.inject(base.unet, motion, num_frames=FRAMES)
     with torch.inference_mode():
         eps = base.unet(x, 999, encoder_hidden_states=text).sample
@@ -190,7 +192,7 @@ def test_dpmpp_recovers_x0_from_true_noise():
 def test_v_prediction_base_is_honoured(tmp_path, base):
     """The scheduler config names v; the same network output then means another eps."""
     models = random_models.write(tmp_path, prediction_type="v_prediction")
-    v_base = base_models.load_base(models.base)
+    v_base = base_model.load_base(models.base)
     assert v_base.prediction_type == "v_prediction"
     x = torch.randn(FRAMES, 4, 8, 8)
     request = request_for(base)
@@ -201,7 +203,7 @@ def test_v_prediction_base_is_honoured(tmp_path, base):
     torch.testing.assert_close(
         eps, ((1 - ab).sqrt() * x + ab.sqrt() * out).float(), rtol=1e-4, atol=1e-4
     )
-    overridden = base_models.load_base(models.base, prediction_type="epsilon")
+    overridden = base_model.load_base(models.base, prediction_type="epsilon")
     assert overridden.prediction_type == "epsilon"
 
 
@@ -226,7 +228,7 @@ def test_nothing_assumes_sd15_sizes(base, motion):
 
 def test_single_file_in_ldm_layout_is_the_same_base(tmp_path, models, base, motion):
     file = headless_ldm.write(models.base, tmp_path / "thin.safetensors")
-    single = base_models.load_base(file, config=models.base)
+    single = base_model.load_base(file, config=models.base)
     for part in ("unet", "vae", "text_encoder"):
         ours, theirs = getattr(single, part).state_dict(), getattr(base, part).state_dict()
         assert all(torch.equal(ours[k], theirs[k]) for k in theirs), part
@@ -242,7 +244,7 @@ def test_single_file_needs_no_config_folder(tmp_path, monkeypatch, models, base)
         for key in shipped.keys() - {"_class_name", "architectures", "model_type"}:
             monkeypatch.setitem(shipped, key, getattr(thin, key))
     file = headless_ldm.write(models.base, tmp_path / "thin.safetensors")
-    single = base_models.load_base(file, tokenizer=models.base / "tokenizer")
+    single = base_model.load_base(file, tokenizer=models.base / "tokenizer")
     ours, theirs = single.unet.state_dict(), base.unet.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
     assert single.prediction_type == "epsilon"
@@ -272,7 +274,7 @@ def test_missing_weights_are_not_filled_with_random_ones(tmp_path):
     weights.pop("conv_in.weight")
     save_file(weights, file)
     with pytest.raises(ValueError, match=r"base/unet lacks conv_in\.weight"):
-        base_models.load_base(tmp_path / "base")
+        base_model.load_base(tmp_path / "base")
 
 
 def test_random_models_are_the_same_anywhere(tmp_path, models):
@@ -292,7 +294,7 @@ def test_tokenizer_tells_prompts_apart(base):
     ids = base.tokenizer("a cat \u00e9 \u732b").input_ids
     assert ids[0] == base.tokenizer.bos_token_id
     assert base.tokenizer.eos_token_id not in ids[1:-1]
-    assert base_models.encode_prompt(base, "x" * 300).shape == (1, 77, 64)
+    assert base_model.encode_prompt(base, "x" * 300).shape == (1, 77, 64)
 
 
 def moving_square(count=6, height=48, width=64):
@@ -304,7 +306,7 @@ def moving_square(count=6, height=48, width=64):
 
 def test_mp4_decodes_to_the_frames_and_colours(tmp_path):
     clip = moving_square()
-    path = video.write_clip(tmp_path / "a.mp4", clip, fps=12.5)
+    path = clip_writer.write_clip(tmp_path / "a.mp4", clip, fps=12.5)
     with av.open(path) as container:
         stream = container.streams.video[0]
         assert stream.codec_context.name == "h264"
@@ -320,7 +322,7 @@ def test_mp4_decodes_to_the_frames_and_colours(tmp_path):
 def test_gif_and_webp_keep_every_frame_and_the_duration(tmp_path):
     clip = moving_square()
     for kind, unit in (("gif", 10), ("webp", 1)):
-        with Image.open(video.write_clip(tmp_path / f"a.{kind}", clip, fps=8)) as image:
+        with Image.open(clip_writer.write_clip(tmp_path / f"a.{kind}", clip, fps=8)) as image:
             assert image.n_frames == len(clip)
             assert image.size == (64, 48)
             total = 0
@@ -334,7 +336,7 @@ def test_gif_and_webp_keep_every_frame_and_the_duration(tmp_path):
 
 def test_contact_sheet_holds_each_frame(tmp_path):
     clip = moving_square(count=5)
-    sheet = np.array(Image.open(video.write_clip(tmp_path / "a.png", clip, fps=8)))
+    sheet = np.array(Image.open(clip_writer.write_clip(tmp_path / "a.png", clip, fps=8)))
     assert sheet.shape == (2 * 48, 3 * 64, 3)
     for i, frame in enumerate(clip):
         y, x = 48 * (i // 3), 64 * (i % 3)
@@ -343,21 +345,21 @@ def test_contact_sheet_holds_each_frame(tmp_path):
 
 
 def test_durations_do_not_drift():
-    assert set(video.frame_durations(8, 8, unit=10)) == {120, 130}
-    assert sum(video.frame_durations(8, 8, unit=10)) == 1000
-    assert sum(video.frame_durations(90, 30, unit=10)) == 3000
+    assert set(clip_writer.frame_durations(8, 8, unit=10)) == {120, 130}
+    assert sum(clip_writer.frame_durations(8, 8, unit=10)) == 1000
+    assert sum(clip_writer.frame_durations(90, 30, unit=10)) == 3000
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="even width"):
-        video.write_clip(tmp_path / "a.mp4", moving_square(width=63), fps=8)
+        clip_writer.write_clip(tmp_path / "a.mp4", moving_square(width=63), fps=8)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_h264_the_clip_is_still_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(video, "H264", "no-such-encoder")
+    monkeypatch.setattr(clip_writer, "H264", "no-such-encoder")
     with pytest.warns(UserWarning, match=r"no no-such-encoder encoder.*mpeg4"):
-        path = video.write_clip(tmp_path / "a.mp4", moving_square(), fps=8)
+        path = clip_writer.write_clip(tmp_path / "a.mp4", moving_square(), fps=8)
     with av.open(path) as container:
         assert len(list(container.decode(video=0))) == 6
 

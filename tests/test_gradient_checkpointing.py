@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from animatediff_lightning.distill.gradient_checkpointing import checkpointed
+from animatediff_lightning.distill.engine.gradient_checkpointing import checkpointed
 from animatediff_lightning.distill.miniature import models
 from animatediff_lightning.motion_module.inject import inject
 
@@ -93,7 +93,7 @@ def test_nothing_is_recomputed_where_no_gradient_is_wanted(parts, monkeypatch):
     def refuse(*_args, **_options):
         raise AssertionError
 
-    path = "animatediff_lightning.distill.gradient_checkpointing.checkpoint"
+    path = "animatediff_lightning.distill.engine.gradient_checkpointing.checkpoint"
     monkeypatch.setattr(path, refuse)
     with checkpointed(unet, student), torch.no_grad():
         run(unet, student, torch.randn(FRAMES, 12, 8, 8))

@@ -8,7 +8,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import i3d, i3d_weights
+from animatediff_lightning.distill.evaluate import i3d, i3d_weights
 from torch import nn
 
 

@@ -6,15 +6,17 @@ import time
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import clips, random_models
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.request import parse_motion_lora
+from animatediff_lightning.distill import generate as clips
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.sampling.request import parse_motion_lora
 from animatediff_lightning.motion_module import checkpoint, lora
 from animatediff_lightning.motion_module.checkpoint import CheckpointError
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
 from PIL import Image
 from safetensors.torch import save_file
+
+from . import random_models
 
 BLOCK = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0."
 ORIGINAL = BLOCK + "attention_blocks.0.processor.to_q_lora.down.weight"

@@ -1,7 +1,7 @@
 """The losses and their gradients, against formulas by hand."""
 
 import torch
-from animatediff_lightning.distill import losses
+from animatediff_lightning.distill.train import losses
 
 TEACHER = torch.tensor([0.3, -1.2, 2.0], dtype=torch.float32, requires_grad=True)
 STUDENT = torch.tensor([1.5, -0.4, 0.1], dtype=torch.float32, requires_grad=True)

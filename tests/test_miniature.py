@@ -7,21 +7,20 @@ import av
 import numpy as np
 import pytest
 import torch
-from animatediff_lightning.distill import frechet
-from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.clips import ModelChoice, with_miniature
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.evaluate import frechet, miniature
+from animatediff_lightning.distill.generate import ModelChoice, with_miniature
 from animatediff_lightning.distill.miniature import (
-    evaluate,
     measure,
     metrics,
     probe,
-    report,
+    sample,
     shipped,
     styles,
     world,
 )
-from animatediff_lightning.distill.request import ClipRequest
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.sampling.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
 from PIL import Image
 
@@ -39,8 +38,8 @@ def module():
 
 def drawn(style, module, steps=STEPS, cfg=None, count=CLIPS):
     scenes = metrics.held_out_scenes(count)
-    setting = evaluate.Setting(style, "", "euler", steps, cfg or shipped.cfg(), count)
-    return evaluate.sample(load_base(shipped.base(style)), module, scenes.captions(), setting)
+    setting = sample.Setting(style, "", "euler", steps, cfg or shipped.cfg(), count)
+    return sample.sample(load_base(shipped.base(style)), module, scenes.captions(), setting)
 
 
 def scored(style, *args, count=CLIPS, **options):
@@ -232,22 +231,22 @@ def test_another_table_is_not_written_over(tmp_path, capsys):
 
 
 def test_guidance_counts_twice():
-    assert evaluate.Setting("plain", "", "euler", 4, 2.5, 1).evaluations == 8
-    assert evaluate.Setting("plain", "", "euler", 4, 1.0, 1).evaluations == 4
+    assert sample.Setting("plain", "", "euler", 4, 2.5, 1).evaluations == 8
+    assert sample.Setting("plain", "", "euler", 4, 1.0, 1).evaluations == 4
 
 
 def test_a_batch_of_clips_equals_them_one_by_one(module):
     base = load_base(shipped.base())
     captions = metrics.held_out_scenes(3).captions()
-    setting = evaluate.Setting("plain", "", "euler", 2, 2.0, 3)
-    together = evaluate.sample(base, module, captions, setting)
+    setting = sample.Setting("plain", "", "euler", 2, 2.0, 3)
+    together = sample.sample(base, module, captions, setting)
     for i, caption in enumerate(captions):
-        alone = evaluate.sample(base, module, [caption], setting, first_seed=i)
+        alone = sample.sample(base, module, [caption], setting, first_seed=i)
         assert torch.allclose(together[i], alone[0], atol=1e-4)
 
 
 def test_tables_read_as_markdown():
-    lines = report.show([{"a": 1, "bc": "x"}, {"a": 22, "bc": ""}]).splitlines()
+    lines = miniature.show([{"a": 1, "bc": "x"}, {"a": 22, "bc": ""}]).splitlines()
     assert lines == ["| a  | bc |", "| -- | -- |", "| 1  | x  |", "| 22 |    |"]
 
 
@@ -269,7 +268,7 @@ def test_a_picture_shows_every_style_in_a_row(tmp_path, capsys, monkeypatch):
 def test_a_report_asks_only_for_the_folder_that_it_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.mp4").mkdir()  # what `generate` would write here
-    asked = report.Request(("plain",), None, (1,), (1.0,), "euler", 2, tmp_path / "m.csv")
+    asked = miniature.Request(("plain",), None, (1,), (1.0,), "euler", 2, tmp_path / "m.csv")
     assert asked.steps == (1,)
     (tmp_path / "m.png").mkdir()
     assert main(["evaluate", "miniature", "--out", "m.csv"]) == 2

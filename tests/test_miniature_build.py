@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-from animatediff_lightning.distill.base_models import load_base
 from animatediff_lightning.distill.miniature import build, models, shipped, world
+from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from animatediff_lightning.distill import memory_estimate, plan, train_config
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.memory_estimate import Shapes
+from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.miniature import models
-from animatediff_lightning.distill.named_models import motion_module_path
+from animatediff_lightning.distill.miniature.names import motion_module_path
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train import memory_estimate, plan
+from animatediff_lightning.distill.train.memory_estimate import Shapes
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import inject
 from animatediff_lightning.motion_module.module import MotionModule

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from animatediff_lightning.distill import frechet
+from animatediff_lightning.distill.engine.loop import LoopOptions
+from animatediff_lightning.distill.evaluate import frechet
 from animatediff_lightning.distill.miniature import probe
-from animatediff_lightning.distill.training_loop import LoopOptions
 
 COUNT = 300
 # the smallest share that it must know of fresh true clips

@@ -5,9 +5,11 @@ import sys
 
 import pytest
 import torch
-from animatediff_lightning.distill import cli, train_checks, train_config
+from animatediff_lightning.distill.cli import program
 from animatediff_lightning.distill.miniature import shipped
-from animatediff_lightning.distill.train_config import ConfigError, TrainConfig
+from animatediff_lightning.distill.train import checks
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train.config import ConfigError, TrainConfig
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import save_file
 
@@ -31,7 +33,7 @@ def changed(*path_and_value, table=TABLE):
 
 
 def schedule_problems(table):
-    return list(train_checks.of_schedule(TrainConfig.model_validate(table)))
+    return list(checks.of_schedule(TrainConfig.model_validate(table)))
 
 
 @pytest.mark.parametrize(("name", "last"), [("paper", "adversarial"), ("miniature", "mse")])
@@ -44,8 +46,8 @@ def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name, last)
         (128, 32, "mse"), (32, 8, "adversarial"), (8, 4, "adversarial"), (4, 2, "adversarial"),
         (2, 1, last),
     ]  # fmt: skip
-    assert list(train_checks.of_schedule(config)) == []
-    assert list(train_checks.of_layout(config, 8)) == []
+    assert list(checks.of_schedule(config)) == []
+    assert list(checks.of_layout(config, 8)) == []
 
 
 def test_the_papers_numbers():
@@ -143,7 +145,7 @@ def test_impossible_schedules(table, sentence):
 )
 def test_layouts_that_do_not_divide(table, world_size, sentence):
     config = TrainConfig.model_validate(table)
-    assert any(sentence in p for p in train_checks.of_layout(config, world_size))
+    assert any(sentence in p for p in checks.of_layout(config, world_size))
 
 
 def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, monkeypatch):
@@ -153,7 +155,7 @@ def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, mo
     text = text.replace("miniature:ink", "missing_base").replace("miniature:photo", "miniature:fog")
     file = tmp_path / "run.toml"
     file.write_text(text)
-    code = cli.main(["train", str(file), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    code = program.main(["train", str(file), "--out", str(tmp_path / "out"), "--device", "cpu"])
     told = capsys.readouterr().err
     assert code == 2
     for sentence in (
@@ -208,7 +210,7 @@ def test_files_that_are_no_base_model_are_told_before_any_is_loaded(tmp_path):
     for slot, name in zip(table["slots"], ("sdxl", "inpainting", "cut"), strict=False):
         slot |= {"base": f"{tmp_path / name}.safetensors", "tokenizer": "no/folder"}
     table["slots"][1]["config"] = "no/config"
-    told = "\n".join(train_checks.of_files(TrainConfig.model_validate(table), {}))
+    told = "\n".join(checks.of_files(TrainConfig.model_validate(table), {}))
     for sentence in (
         "sdxl.safetensors is an SDXL checkpoint",
         "inpainting.safetensors is an inpainting checkpoint",

@@ -11,25 +11,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from animatediff_lightning.distill import (
-    clip_source,
-    distributed,
-    motion_lora_training,
-    random_models,
-    train_motion,
-)
-from animatediff_lightning.distill.base_models import load_base
-from animatediff_lightning.distill.cli import main
-from animatediff_lightning.distill.clip_source import Clip
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.engine import distributed
+from animatediff_lightning.distill.engine.loop import CHECKPOINT
 from animatediff_lightning.distill.miniature import models, render, styles, world
-from animatediff_lightning.distill.motion_loss import encode_frames, motion_loss
-from animatediff_lightning.distill.motion_request import MotionRequest
-from animatediff_lightning.distill.training_loop import CHECKPOINT
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.train_motion import clips as clip_source
+from animatediff_lightning.distill.train_motion import lora as motion_lora_training
+from animatediff_lightning.distill.train_motion import run as train_motion
+from animatediff_lightning.distill.train_motion.clips import Clip
+from animatediff_lightning.distill.train_motion.loss import encode_frames, motion_loss
+from animatediff_lightning.distill.train_motion.request import MotionRequest
 from animatediff_lightning.motion_module import checkpoint, lora
 from animatediff_lightning.motion_module.inject import inject
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from . import random_models
 from .processes import FORK, together
 from .video_files import numbered, real_video, write_lossless
 

@@ -6,9 +6,9 @@ import threading
 
 import pytest
 import torch
-from animatediff_lightning.distill import training_loop
-from animatediff_lightning.distill.denoising_loss import draw_timesteps, target
-from animatediff_lightning.distill.training_loop import CHECKPOINT, LoopOptions, Stopped, train
+from animatediff_lightning.distill.engine import loop
+from animatediff_lightning.distill.engine.denoising_loss import draw_timesteps, target
+from animatediff_lightning.distill.engine.loop import CHECKPOINT, LoopOptions, Stopped, train
 
 OPTIONS = LoopOptions(60, 0.15, warmup=5, ema=0.9)
 
@@ -135,9 +135,7 @@ def v_alpha(t):
 
 def test_checkpoints_are_written_whole(tmp_path, monkeypatch):
     weights, loss = problem()
-    monkeypatch.setattr(
-        training_loop.torch, "save", lambda *_: (_ for _ in ()).throw(OSError("full"))
-    )
+    monkeypatch.setattr(loop.torch, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         train("line", weights, loss, OPTIONS, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -35,8 +35,8 @@ def in_comfyui(comfyui, thin_checkpoint, thin_motion_file, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def headless(comfyui, thin_checkpoint, tmp_path_factory):
-    from animatediff_lightning.distill import sd15_config
-    from animatediff_lightning.distill.base_models import load_base
+    from animatediff_lightning.distill.models import sd15_config
+    from animatediff_lightning.distill.models.base_model import load_base
 
     folder = tmp_path_factory.mktemp("thin_config")
     sd15_config.write(folder)
@@ -53,7 +53,7 @@ def relative(a, b):
 
 
 def test_text_is_the_same(in_comfyui, headless):
-    from animatediff_lightning.distill.base_models import encode_prompt
+    from animatediff_lightning.distill.models.base_model import encode_prompt
 
     assert relative(encode_prompt(headless, PROMPT), in_comfyui["text"]) < 1e-4
 
@@ -72,8 +72,8 @@ def test_noise_prediction_is_the_same(in_comfyui, headless, thin_motion_file):
 
 
 def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
-    from animatediff_lightning.distill.generate import generate_latents
-    from animatediff_lightning.distill.request import ClipRequest
+    from animatediff_lightning.distill.sampling.request import ClipRequest
+    from animatediff_lightning.distill.sampling.sample import generate_latents
 
     module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
     request = ClipRequest((PROMPT,), frames=FRAMES, width=SIZE, height=SIZE, seed=0, steps=4)
@@ -83,14 +83,14 @@ def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
 
 @pytest.mark.usefixtures("miniature_cache")
 def test_a_distilled_miniature_loads_in_comfyui_and_draws_the_same_clip(comfyui, tmp_path):
-    from animatediff_lightning.distill.base_models import (
+    from animatediff_lightning.distill.miniature import shipped
+    from animatediff_lightning.distill.models.base_model import (
         encode_prompt,
         load_base,
         quiet_libraries,
     )
-    from animatediff_lightning.distill.generate import generate_latents
-    from animatediff_lightning.distill.miniature import shipped
-    from animatediff_lightning.distill.request import ClipRequest
+    from animatediff_lightning.distill.sampling.request import ClipRequest
+    from animatediff_lightning.distill.sampling.sample import generate_latents
 
     quiet_libraries()
     base = load_base(shipped.base("toon"))

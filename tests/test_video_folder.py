@@ -6,14 +6,16 @@ import shutil
 import av
 import numpy as np
 import pytest
-from animatediff_lightning.distill import clip_source, read_ahead, video_folder, video_shards
-from animatediff_lightning.distill.video_reader import (
+from animatediff_lightning.distill.data import video_folder, video_shards
+from animatediff_lightning.distill.data.video_reader import (
     ClipShape,
     UnusableVideoError,
     fit,
     probe,
     read_clip,
 )
+from animatediff_lightning.distill.engine import read_ahead
+from animatediff_lightning.distill.train_motion import clips
 
 from .video_files import numbered, real_video, write_lossless
 
@@ -113,15 +115,15 @@ def test_a_table_of_captions(folder, table):
 
 def test_folders_without_a_usable_video(tmp_path):
     with pytest.raises(ValueError, match=r"holds no videos; give a folder with .mp4"):
-        clip_source.open_videos(str(tmp_path), 4, 8)
+        clips.open_videos(str(tmp_path), 4, 8)
     with pytest.raises(ValueError, match=r"nowhere was not found; give a folder of videos, or"):
-        clip_source.open_videos(str(tmp_path / "nowhere"), 4, 8)
+        clips.open_videos(str(tmp_path / "nowhere"), 4, 8)
     write_lossless(tmp_path / "a.mkv", numbered(8))
     with pytest.raises(ValueError, match=r"none of the 1 videos .*no caption.*write NAME.txt"):
-        clip_source.open_videos(str(tmp_path), 4, 8)
+        clips.open_videos(str(tmp_path), 4, 8)
     (tmp_path / "metadata.csv").write_text("file_name,words\na.mkv,x\n")
     with pytest.raises(ValueError, match=r"metadata.csv lacks a column of captions; name"):
-        clip_source.open_videos(str(tmp_path), 4, 8)
+        clips.open_videos(str(tmp_path), 4, 8)
 
 
 # ---- shards
@@ -146,12 +148,12 @@ def shards(folder, tmp_path_factory):
 
 
 def test_shards_of_webdataset_give_the_same_clips_as_files(shards, folder):
-    videos = clip_source.open_videos(str(shards / "clips-{0000..0001}.tar"), 4, 8)
+    videos = clips.open_videos(str(shards / "clips-{0000..0001}.tar"), 4, 8)
     assert videos.captions == ("words", "x", "in json")
     assert sorted(videos.bad.values()) == ["no caption", "no video"]
     expected = read_clip(folder / "b.mkv", SMALL, 0.7)
     assert np.array_equal(videos.read(2, SMALL, 0.7), expected)
-    assert clip_source.open_videos(str(shards), 4, 8).names == videos.names
+    assert clips.open_videos(str(shards), 4, 8).names == videos.names
     with pytest.raises(UnusableVideoError):
         videos.read(1, SMALL, 0.0)
 
@@ -161,7 +163,7 @@ def test_missing_and_damaged_shards(shards):
         video_shards.find(str(shards / "clips-{0000..0002}.tar"))
     (shards / "clips-0001.tar").write_bytes(b"no tar file at all")
     with pytest.raises(ValueError, match=r"clips-0001.tar is damaged or no tar file; copy it"):
-        clip_source.open_videos(str(shards), 4, 8)
+        clips.open_videos(str(shards), 4, 8)
 
 
 # ---- what a step sees
@@ -171,7 +173,7 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
     videos = video_folder.scan(folder, 4, 8)
 
     def drawn(*place):
-        clip = clip_source.draw(videos, SMALL, 0.5, *place)
+        clip = clips.draw(videos, SMALL, 0.5, *place)
         return clip.pixels.tobytes(), clip.caption
 
     places = [(seed, step, i) for seed in (0, 1) for step in range(4) for i in range(3)]
@@ -180,7 +182,7 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
     assert len(set(first)) > 8  # 2 videos x 5 starts x with and without a caption
     assert {caption for _, caption in first} == {"", "one", "two words"}
     ahead = read_ahead.ReadAhead(
-        lambda step, i: clip_source.draw(videos, SMALL, 0.5, 1, step, i), range(3), 4, threads=3
+        lambda step, i: clips.draw(videos, SMALL, 0.5, 1, step, i), range(3), 4, threads=3
     )
     read = [(c.pixels.tobytes(), c.caption) for step in range(4) for c in ahead(step)]
     ahead.close()
@@ -188,13 +190,13 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
 
 
 def test_a_video_that_turns_out_bad_is_replaced_and_noted(shards):
-    videos = clip_source.open_videos(str(shards), 4, 8)
-    captions = {clip_source.draw(videos, SMALL, 0.0, 0, 0, i).caption for i in range(12)}
+    videos = clips.open_videos(str(shards), 4, 8)
+    captions = {clips.draw(videos, SMALL, 0.0, 0, 0, i).caption for i in range(12)}
     assert captions == {"words", "in json"}
     assert [re.sub(".*/", "", n) for n in videos.bad] == ["1-1", "1-2", "0-1"]
     nothing = video_shards.VideoShards(videos.videos[1:2], ("cut",), ("x",))
     with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 video skipped: cut \("):
-        clip_source.draw(nothing, SMALL, 0.0, 0, 0, 0)
+        clips.draw(nothing, SMALL, 0.0, 0, 0, 0)
 
 
 def test_a_fingerprint_tells_other_captions():

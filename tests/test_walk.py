@@ -5,8 +5,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from animatediff_lightning.distill import walk
-from animatediff_lightning.distill.train_config import Phase, Stage
+from animatediff_lightning.distill.train import trajectory
+from animatediff_lightning.distill.train.config import Phase, Stage
 from animatediff_lightning.samplers import prediction, schedule
 
 PHASES = (Phase(iterations=1),)
@@ -19,38 +19,38 @@ def stage(teacher, student, **options):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 32, 128])
 def test_students_start_on_their_trailing_grid(steps):
-    starts = walk.starts(stage(steps * 2, steps))
-    assert [walk.timestep(p) for p in starts] == schedule.trailing_timesteps(steps)
+    starts = trajectory.starts(stage(steps * 2, steps))
+    assert [trajectory.timestep(p) for p in starts] == schedule.trailing_timesteps(steps)
 
 
 def test_a_consistency_student_starts_on_the_whole_grid_of_its_teacher():
-    starts = walk.starts(stage(32, 1, loss="consistency"))
-    assert [walk.timestep(p) for p in starts] == schedule.trailing_timesteps(32)
+    starts = trajectory.starts(stage(32, 1, loss="consistency"))
+    assert [trajectory.timestep(p) for p in starts] == schedule.trailing_timesteps(32)
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(128, 32), (32, 8), (8, 4), (4, 2), (2, 1)])
 def test_the_teacher_walks_its_own_grid_between_two_points_of_the_students(teacher, student):
     own = [*schedule.trailing_timesteps(teacher), schedule.CLEAN]
     landing = [*schedule.trailing_timesteps(student)[1:], schedule.CLEAN]
-    for start, end in zip(walk.starts(stage(teacher, student)), landing, strict=True):
-        points = [walk.timestep(p) for p in walk.points(start, student, teacher)]
+    for start, end in zip(trajectory.starts(stage(teacher, student)), landing, strict=True):
+        points = [trajectory.timestep(p) for p in trajectory.points(start, student, teacher)]
         first = own.index(points[0])
         assert points == own[first : first + teacher // student + 1]
         assert points[-1] == end
 
 
 def test_the_last_landing_is_the_clean_sample_and_not_timestep_0():
-    last = walk.starts(stage(128, 32))[-1]
-    assert walk.timestep(walk.points(last, 32, 128)[-1]) == schedule.CLEAN
+    last = trajectory.starts(stage(128, 32))[-1]
+    assert trajectory.timestep(trajectory.points(last, 32, 128)[-1]) == schedule.CLEAN
 
 
 def test_starts_below_a_whole_stride_end_at_the_clean_sample():
-    points = walk.points(Fraction(250), 2, 4)
-    assert [walk.timestep(p) for p in points] == [249, -1, -1]
+    points = trajectory.points(Fraction(250), 2, 4)
+    assert [trajectory.timestep(p) for p in points] == [249, -1, -1]
 
 
 def test_a_teacher_that_skips_a_level_takes_more_moves_to_the_same_landing():
-    near, far = (walk.points(Fraction(1000), 2, teacher) for teacher in (4, 8))
+    near, far = (trajectory.points(Fraction(1000), 2, teacher) for teacher in (4, 8))
     assert len(far) == 2 * len(near) - 1
     assert far[-1] == near[-1]
 
@@ -59,16 +59,16 @@ def test_the_walk_equals_a_plain_loop_for_clips_at_different_places():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 2, 4, 3, 3, generator=generator, dtype=torch.float64)
     starts = [Fraction(1000), Fraction(500), Fraction(250)]
-    places = [walk.points(p, 2, 8) for p in starts]
+    places = [trajectory.points(p, 2, 8) for p in starts]
 
     def predict(x, t):
         return torch.sin(x) * (1 + t.double().reshape(-1, 1, 1, 1, 1) / 1000)
 
-    found, end = walk.walk(predict, x, places)
+    found, end = trajectory.walk(predict, x, places)
     for i, points in enumerate(places):
         y = x[i]
         for a, b in itertools.pairwise(points):
-            t, t_next = walk.timestep(a), walk.timestep(b)
+            t, t_next = trajectory.timestep(a), trajectory.timestep(b)
             if t == t_next:
                 continue
             eps = torch.sin(y) * (1 + t / 1000)
@@ -86,14 +86,14 @@ def test_the_walk_asks_no_more_once_every_clip_is_clean():
         asked.append(t.tolist())
         return x
 
-    walk.walk(predict, torch.ones(1, 2, 1, 1, 1), [walk.points(Fraction(250), 2, 8)])
+    trajectory.walk(predict, torch.ones(1, 2, 1, 1, 1), [trajectory.points(Fraction(250), 2, 8)])
     assert asked == [[249], [124]]
 
 
 def test_renoising_a_clean_clip_is_the_forward_process():
     x, noise = torch.randn(2, 2, 3, 4, 4), torch.randn(2, 2, 3, 4, 4)
     clean = torch.tensor([schedule.CLEAN, schedule.CLEAN])
-    found, t = walk.renoise(x, clean, (9, 749), noise)
+    found, t = trajectory.renoise(x, clean, (9, 749), noise)
     assert t.tolist() == [9, 749]
     torch.testing.assert_close(found, prediction.forward(x, noise, t))
 
@@ -102,18 +102,18 @@ def test_renoising_goes_up_along_the_forward_process_and_never_down():
     x0, eps, noise = (torch.randn(20000, 1, 1, 1, 1, dtype=torch.float64) for _ in range(3))
     x = prediction.forward(x0, eps, 499)
     t = torch.full((len(x),), 499)
-    up, at = walk.renoise(x, t, (749,) * len(x), noise)
+    up, at = trajectory.renoise(x, t, (749,) * len(x), noise)
     assert set(at.tolist()) == {749}
     alpha, sigma = prediction.coefficients(749, x0)
     # the mean given x0, and the variance, of x_749 as if noised from x0 at once
     assert abs(((up - alpha * x0).square().mean() / sigma**2 - 1).item()) < 0.03
-    down, at = walk.renoise(x, t, (9,) * len(x), noise)
+    down, at = trajectory.renoise(x, t, (9,) * len(x), noise)
     assert torch.equal(down, x)
     assert set(at.tolist()) == {499}
 
 
 def test_without_a_t_star_nothing_is_noised():
     x = torch.randn(1, 2, 1, 2, 2)
-    found, t = walk.renoise(x, torch.tensor([-1]), (None,), torch.randn_like(x))
+    found, t = trajectory.renoise(x, torch.tensor([-1]), (None,), torch.randn_like(x))
     assert torch.equal(found, x)
     assert t.tolist() == [-1]

@@ -15,9 +15,10 @@ import torch
 from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
-from .. import distributed, training_loop, video
-from ..base_models import BaseModel, load_base, quiet_libraries
-from . import evaluate, gates, metrics, models, stages, styles
+from ..engine import distributed, loop
+from ..files import clip_writer
+from ..models.base_model import BaseModel, load_base, quiet_libraries
+from . import gates, metrics, models, sample, stages, styles
 from .gates import Check
 from .recipe import RECIPES, Recipe
 
@@ -111,7 +112,7 @@ def _train_base(
     if style != styles.F0:
         stage, seed = recipe.other_bases, recipe.seed + 1 + list(styles.STYLES).index(style)
     loss = stages.base_loss(base, style, stage, seed)
-    training_loop.train(f"base model {style}", weights, loss, stage.loop, folders.work(style))
+    loop.train(f"base model {style}", weights, loss, stage.loop, folders.work(style))
     if distributed.rank() == 0:
         _sheet(folders.sheet(style), base, None, style, recipe.teacher_steps)
         _write_whole(folders.base(style), base.unet, base.text_encoder)
@@ -126,7 +127,7 @@ def _motion(folders: Folders, recipe: Recipe) -> None:
     module = models.motion_module(base.unet).initialise(generator)
     loss, injection = stages.motion_loss(base, module, styles.F0, recipe.motion, recipe.seed + 101)
     weights = stages.trainable(motion=module)
-    training_loop.train("motion module", weights, loss, recipe.motion.loop, folders.work("motion"))
+    loop.train("motion module", weights, loss, recipe.motion.loop, folders.work("motion"))
     injection.eject()
     if distributed.rank() == 0:
         _sheet(folders.sheet("motion"), base, module, styles.F0, recipe.teacher_steps)
@@ -181,11 +182,11 @@ def _sheet(
 ) -> None:
     """Write a picture of a few held-out captions, a row each, enlarged."""
     scenes = metrics.held_out_scenes(_SHEET_CLIPS)
-    setting = evaluate.Setting(style, "", "euler", steps, _SHEET_CFG, len(scenes))
-    clips = evaluate.sample_all(base, module, scenes, setting)[:, ::2]
+    setting = sample.Setting(style, "", "euler", steps, _SHEET_CFG, len(scenes))
+    clips = sample.sample_all(base, module, scenes, setting)[:, ::2]
     pixels = ((clips + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 3, 1, 4, 2)  # n h f w c
     rows = pixels.flatten(2, 3).flatten(0, 1)[None].numpy()
-    video.write_clip(file, video.enlarge(rows, 512), fps=1)
+    clip_writer.write_clip(file, clip_writer.enlarge(rows, 512), fps=1)
 
 
 def _write_whole(folder: Path, unet: torch.nn.Module, text_encoder: torch.nn.Module) -> None:

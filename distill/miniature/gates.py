@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 import torch
 
 from ...motion_module.module import MotionModule
-from ..base_models import BaseModel, encode_prompt
-from ..denoising_loss import denoising_loss
-from . import evaluate, metrics, render, stages, styles, world
-from .evaluate import Setting
+from ..engine.denoising_loss import denoising_loss
+from ..models.base_model import BaseModel, encode_prompt
+from . import metrics, render, sample, stages, styles, world
+from .sample import Setting
 
 CFGS = (1.5, 2.5, 4.0)  # the best one is the teacher's
 _CAPTION_TIMESTEPS = (500, 850)
@@ -52,7 +52,7 @@ def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:
     ]
     scenes = metrics.held_out_scenes(clips)
     setting = Setting(style, "none", "euler", steps, 2.5, clips)
-    stills = evaluate.sample(base, None, scenes.captions(), setting, frames=1)
+    stills = sample.sample(base, None, scenes.captions(), setting, frames=1)
     found = metrics.summary(metrics.score(stills.expand(-1, 3, -1, -1, -1), scenes, style))
     return [*checks, Check("colour on single frames", found["colour"], 0.95)]
 
@@ -118,5 +118,5 @@ def _teacher(
     setting = Setting(style, "teacher", "euler", steps, cfg, clips)
     scenes = metrics.held_out_scenes(clips)
     return metrics.summary(
-        metrics.score(evaluate.sample_all(base, module, scenes, setting), scenes, style)
+        metrics.score(sample.sample_all(base, module, scenes, setting), scenes, style)
     )

@@ -12,9 +12,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...motion_module import layout
 from ...motion_module.module import MotionModule
-from .. import sd15_config
+from ..models import sd15_config
+from ..models.pixel_unshuffle_vae import PixelUnshuffleVAE
 from . import world
-from .vae import PixelUnshuffleVAE
 
 CHANNELS = (32, 64)  # of the UNet's two levels, 8 x 8 and 4 x 4 latents
 TEXT_WIDTH = 64
@@ -74,7 +74,9 @@ def write_base(folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPText
         "beta_schedule": "linear", "prediction_type": "v_prediction"
     }  # fmt: skip
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
-    index = sd15_config.MODEL_INDEX | {"vae": [__package__, "PixelUnshuffleVAE"]}
+    index = sd15_config.MODEL_INDEX | {
+        "vae": [PixelUnshuffleVAE.__module__.rpartition(".")[0], "PixelUnshuffleVAE"]
+    }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional
 
 from ...motion_module import checkpoint
-from .. import video
-from ..base_models import load_base, quiet_libraries
-from . import evaluate, shipped, styles, world
+from ..files import clip_writer
+from ..models.base_model import load_base, quiet_libraries
+from . import sample, shipped, styles, world
 
 _ENLARGED = 4  # times, pixel by pixel
 _GAP = 2  # pixels between frames, before enlarging
@@ -24,14 +24,14 @@ def draw(caption: str, out: Path, seed: int = 0, every: int = 2) -> Path:
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     rows = []
     for style in styles.STYLES:
-        setting = evaluate.Setting(style, "", "euler", shipped.STEPS, shipped.cfg(), 1)
+        setting = sample.Setting(style, "", "euler", shipped.STEPS, shipped.cfg(), 1)
         base = load_base(shipped.base(style))
-        clip = evaluate.sample(base, module, [caption], setting, first_seed=seed)[0]
+        clip = sample.sample(base, module, [caption], setting, first_seed=seed)[0]
         rows.append(_row(clip[::every]))
     picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # h w c
     pixels = ((picture + 1) * 127.5).clamp(0, 255).round().byte().numpy()[None]
     pixels = pixels.repeat(_ENLARGED, axis=1).repeat(_ENLARGED, axis=2)
-    return video.write_clip(out, pixels, fps=1)
+    return clip_writer.write_clip(out, pixels, fps=1)
 
 
 def _row(frames: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...motion_module.files import atomic_path
-from .. import training_loop
-from ..training_loop import LoopOptions, LossOfStep
+from ..engine import loop
+from ..engine.loop import LoopOptions, LossOfStep
 from . import render, stages, styles, world
 
 FILE = Path(__file__).parent / "weights" / "probe.safetensors"
@@ -92,7 +92,7 @@ def train(folder: Path, seed: int = 0, options: LoopOptions = LOOP) -> Probe:
     """Train a probe from a seed, resumable in `folder`; see training_loop.train for its errors."""
     torch.manual_seed(seed)
     probe = Probe()
-    training_loop.train("probe", stages.trainable(probe=probe), loss(probe, seed), options, folder)
+    loop.train("probe", stages.trainable(probe=probe), loss(probe, seed), options, folder)
     return probe.requires_grad_(False).eval()
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..training_loop import LoopOptions
+from ..engine.loop import LoopOptions
 from .styles import STYLES
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
-from ..base_models import load_base
-from ..cache import cache_folder, made_once
-from ..export import load_student, students
+from ..files.cache import cache_folder, made_once
+from ..models.base_model import load_base
+from ..train.export import load_student, students
 from . import card, models, styles
 from .build import Folders, teacher_cfg
 from .recipe import RECIPES

@@ -12,10 +12,10 @@ from transformers import CLIPTokenizer
 
 from ...motion_module.inject import Injection, inject
 from ...motion_module.module import MotionModule
-from .. import distributed
-from ..base_models import BaseModel
-from ..denoising_loss import denoising_loss, draw_timesteps
-from ..training_loop import LossOfStep
+from ..engine import distributed
+from ..engine.denoising_loss import denoising_loss, draw_timesteps
+from ..engine.loop import LossOfStep
+from ..models.base_model import BaseModel
 from . import render, styles, world
 from .recipe import Stage
 

@@ -1,0 +1,107 @@
+"""The commands of `miniature`: `build`, `pack`, `pack-students`, `picture` and `probe`."""
+
+import os
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+miniature = typer.Typer(help="The bundled toy world: train it anew from seeds.")
+
+
+class RecipeName(str, Enum):
+    quick = "quick"
+    full = "full"
+
+
+@miniature.command()
+def build(
+    recipe: Annotated[
+        RecipeName, typer.Option(help="quick: minutes, for tests; full: what ships, hours.")
+    ] = RecipeName.quick,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the weights; the same one goes on where it was.")
+    ] = Path("runs/miniature"),
+    gates: Annotated[
+        bool, typer.Option(help="Stop at a gate that fails, or only write down its figures.")
+    ] = True,
+    processes: Annotated[
+        int, typer.Option(help="Processes of one thread each; 0: this one with all threads.")
+    ] = 0,
+) -> None:
+    """Train base models and motion module from seeds, stage by stage, each behind its gate."""
+    if processes and "WORLD_SIZE" not in os.environ:
+        raise typer.Exit(_again_under_torchrun(processes))
+    from ..engine import distributed
+    from ..miniature.build import build as build_miniature
+
+    try:
+        build_miniature(out, recipe.value, gates)
+    finally:
+        distributed.stop()
+
+
+@miniature.command()
+def pack(
+    build: Annotated[Path, typer.Argument(help="Folder of a finished build.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: the package's own.")
+    ] = None,
+) -> None:
+    """Write a finished build's weights as they ship: float16, shared parts once."""
+    from ..miniature import shipped
+
+    print(f"wrote {shipped.pack(build, out or shipped.WEIGHTS)}")
+
+
+@miniature.command("pack-students")
+def pack_students(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished `train miniature...`.")],
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Of the students to take; give it again for more.")
+    ] = None,
+) -> None:
+    """Write a distillation's motion modules as they ship, and the model card anew."""
+    from ..miniature import shipped
+
+    for file in shipped.pack_students(run, steps=steps or ()):
+        print(f"wrote {file}")
+
+
+@miniature.command()
+def picture(
+    prompt: Annotated[str, typer.Argument(help="What every style is to show.")],
+    out: Annotated[Path, typer.Option(help=".png file to write.")] = Path("miniature.png"),
+    seed: Annotated[int, typer.Option(help="The same for every style.")] = 0,
+) -> None:
+    """Draw one prompt in every style, a row of frames each."""
+    from ..miniature import picture
+
+    print(f"wrote {picture.draw(prompt, out, seed)}")
+
+
+@miniature.command()
+def probe(
+    work: Annotated[
+        Path, typer.Option(help="Folder of the training; the same one goes on where it was.")
+    ] = Path("runs/probe"),
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: the package's own.")
+    ] = None,
+) -> None:
+    """Train the network whose features `evaluate fvd` takes on the miniature; minutes."""
+    from ..miniature import probe
+
+    print(f"wrote {probe.save(probe.train(work), out or probe.FILE)}")
+
+
+def _again_under_torchrun(processes: int) -> int:
+    """Run this very command under torchrun; two one-thread processes beat two threads."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={processes}", "-m", "animatediff_lightning.distill", *sys.argv[1:],
+    ]  # fmt: skip
+    return subprocess.call(command, env=os.environ | {"OMP_NUM_THREADS": "1"})

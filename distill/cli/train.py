@@ -1,0 +1,103 @@
+"""The commands `train`, `plan` and `export`."""
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import MyDevice, SaveDtype
+
+_CONFIG = typer.Argument(
+    metavar="CONFIG", help="A .toml file, or a bundled one: paper, miniature, miniature_mse."
+)
+_OUT = typer.Option(help="Folder of the run, in place of the config's.")
+
+
+class Resume(str, Enum):
+    auto = "auto"
+    never = "never"
+
+
+def train(
+    config: Annotated[str, _CONFIG],
+    out: Annotated[Path | None, _OUT] = None,
+    resume: Annotated[
+        Resume, typer.Option(help="auto: go on where a run stopped; never: refuse a used folder.")
+    ] = Resume.auto,
+    device: MyDevice = "auto",
+) -> None:
+    """Distil a motion module over many base models, stage by stage; alone or under torchrun.
+
+    Every stage leaves students/Nstep.safetensors in the run's folder. Stop it at any time: the same
+    command goes on.
+    """
+    from ..train.config import ConfigError, find
+
+    file = find(config)
+    try:
+        wanted = read_config(file, out)
+        from ..models.devices import my_device
+        from ..train.stages import run
+
+        run(wanted, my_device(device), resume is Resume.auto)
+    except ConfigError as error:
+        _refuse(file, error.problems)
+
+
+def plan(
+    config: Annotated[str, _CONFIG],
+    world_size: Annotated[int, typer.Option(help="Processes of the run.", min=1)] = 1,
+) -> None:
+    """Say what a run would load, train and need, without any of its files and without a GPU."""
+    from ..train import checks
+    from ..train.config import ConfigError, find
+
+    file = find(config)
+    try:
+        wanted = read_config(file, None)
+        problems = [*checks.of_schedule(wanted), *checks.of_layout(wanted, world_size)]
+        if problems:
+            raise ConfigError(problems)
+    except ConfigError as error:
+        _refuse(file, error.problems)
+    from ..train.plan import text
+
+    print(text(wanted, world_size))
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as `train` wrote it.")],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    name: Annotated[str, typer.Option(help="Beginning of the files' names.")] = (
+        "animatediff_lightning"
+    ),
+    dtype: Annotated[SaveDtype, typer.Option(help="As which weights are stored.")] = (
+        SaveDtype.float16
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
+) -> None:
+    """Write a run's students in both released layouts, with a model card."""
+    import torch
+
+    from ..train.export import export as write
+
+    for file in write(run, out, name, getattr(torch, dtype.value), force):
+        print(f"wrote {file}")
+
+
+def read_config(file: Path, out: Path | None):
+    """Read a config, its folder replaced where the command line names one."""
+    from ..train.config import read
+
+    config = read(file)
+    return config if out is None else config.model_copy(update={"out": out})
+
+
+def _refuse(file: Path, problems: list[str]) -> None:
+    """Print every problem, and stop the command before anything was trained."""
+    for problem in problems:
+        print(f"{file.name}: {problem}", file=sys.stderr)
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    raise ValueError(f"{file.name} has {count}, see above; nothing was started.")

@@ -1,0 +1,136 @@
+"""`data verify` and `data stats`: whether every clip can be trained on, and what there is."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..files import claim, clip_writer
+from ..miniature.names import base_path
+from ..models.base_model import load_base, quiet_libraries
+from ..sampling.sample import decode
+from . import latent_shards
+from .generate import RECORD
+from .latent_shards import Shard
+
+SHEET = "clips.png"
+_SHEET_ROWS, _SHEET_FRAMES = 8, 8
+_SMALLEST_SIDE = 64  # pixels of a frame in the contact sheet
+_TOLD = 20  # bad clips, beyond which only the number is told
+
+
+def verify(shards: str | Path) -> str:
+    """Read every clip of some shards and return a sentence; ValueError names all that is bad.
+
+    `shards` is what open_shards takes; a folder's own records are checked, too.
+    """
+    sources = latent_shards.find(str(shards))
+    if not sources:
+        raise ValueError(f"{shards} holds no shards of clips; `data generate` makes them.")
+    bad: list[str] = []
+    counts: dict[str, int] = {}
+    for source in tqdm(sources, desc="reading the shards", disable=None, leave=False):
+        try:
+            shard = latent_shards.index(source)
+        except ValueError as error:
+            bad.append(str(error).rstrip("."))
+            continue
+        counts[shard.name] = len(shard)
+        bad.extend(_bad_clips(shard))
+    if Path(shards).is_dir():
+        bad.extend(_against_records(Path(shards), sources, counts))
+    if bad:
+        more = [f"and {len(bad) - _TOLD} more"] if len(bad) > _TOLD else []
+        raise ValueError(
+            f"{shards} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
+            f"{'; '.join([*bad[:_TOLD], *more])}."
+        )
+    return f"all {sum(counts.values())} clips are sound (shards: {len(sources)})."
+
+
+def stats(where: str | Path, base: str | None = None) -> str:
+    """Return what some shards hold, a line each; `where` is what open_shards takes.
+
+    A base model also draws a contact sheet into the folder; ValueError where it is none.
+    """
+    if base is not None and not Path(where).is_dir():
+        raise ValueError(
+            f"a contact sheet is drawn into a folder of shards, and {where} is none; leave out "
+            "--base, or give a folder."
+        )
+    shards = latent_shards.open_shards(str(where))
+    shapes, captions = Counter(), Counter()
+    for shard in shards:
+        shapes[shard.shape] += len(shard)
+        captions.update(shard.caption(clip) for clip in range(len(shard)))
+    flipped = "yes" if all(s.can_flip for s in shards) else "not all"
+    lines = [
+        f"clips     {sum(shapes.values())}",
+        f"shards    {len(shards)}",
+        *(f"shape     {'x'.join(map(str, s))}: {n}" for s, n in sorted(shapes.items())),
+        f"flipped   {flipped}",
+        f"captions  {len(captions)} different",
+        f"size      {sum(s.size for s in shards) / 2**30:.3f} GiB",
+    ]
+    if base is not None:
+        lines.append(f"sheet     {draw_sheet(Path(where), shards, base)}")
+    return "\n".join(lines)
+
+
+def draw_sheet(folder: Path, shards: list[Shard], base: str) -> Path:
+    """Write a picture of a few clips of the first shard's shape, a row of frames each."""
+    quiet_libraries()
+    model = load_base(base_path(base))
+    alike = [s for s in shards if s.shape == shards[0].shape]
+    places = [(s, c) for s in alike for c in range(len(s))]
+    clips = []
+    for shard, clip in places[:: max(1, len(places) // _SHEET_ROWS)][:_SHEET_ROWS]:
+        latents = torch.from_numpy(shard.read(clip, flip=False)[0]).float()
+        shown = latents[:: max(1, len(latents) // _SHEET_FRAMES)]
+        clips.append(clip_writer.enlarge(decode(model, shown).numpy(), _SMALLEST_SIDE))
+    sheet = clip_writer.rows(clips, _SHEET_FRAMES)[None]
+    return clip_writer.write_clip(folder / SHEET, sheet, fps=1)
+
+
+def _bad_clips(shard: Shard) -> Iterator[str]:
+    keys = latent_shards.keys(shard.source)
+    flips = np.flatnonzero(shard.places[:, 2] >= 0).tolist()
+    for clip, flip in [*((c, False) for c in range(len(shard))), *((c, True) for c in flips)]:
+        where = f"{shard.name}/{keys[clip]}{' flipped' * flip}"
+        try:
+            latents, caption = shard.read(clip, flip)
+        except ValueError:
+            yield f"{where} cannot be read"
+            continue
+        if not np.isfinite(latents).all():
+            yield f"{where} has values that are no numbers"
+        if not caption.strip() and not flip:
+            yield f"{where} has no caption"
+
+
+def _against_records(folder: Path, sources: list[str], counts: dict[str, int]) -> Iterator[str]:
+    """Yield what the index and the command that made the clips tell otherwise."""
+    known = latent_shards.indexed(folder)
+    gone = sorted(set(known) - {Path(s).name for s in sources})
+    yield from (f"{name} is in {latent_shards.INDEX} and missing" for name in gone)
+    for name, count in counts.items():
+        told = len(known.get(name, range(count)))  # it may not know a shard yet
+        if told != count:
+            yield f"{latent_shards.INDEX} tells {told} clips of {name} and there are {count}"
+    if (folder / RECORD).is_file():
+        yield from _against_command(folder / RECORD, sum(counts.values()))
+
+
+def _against_command(record: Path, clips: int) -> Iterator[str]:
+    try:
+        wanted = claim.read(record).get("clips")
+    except ValueError as error:
+        yield str(error).rstrip(".")
+        return
+    if not isinstance(wanted, int):
+        yield f"{record.name} does not tell how many clips are wanted, put it back as it was"
+    elif wanted != clips:
+        yield f"{clips} of {wanted} clips are made, give the same `data generate` again"

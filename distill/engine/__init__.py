@@ -1,0 +1,1 @@
+"""What every training shares: the resumable loop, processes, reading ahead, memory."""

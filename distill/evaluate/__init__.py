@@ -1,0 +1,1 @@
+"""How good clips are: FVD, and the tables of the miniature's measurements."""

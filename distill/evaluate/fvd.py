@@ -1,0 +1,266 @@
+"""`evaluate fvd`: how far each method's clips are from the teacher's, for each base model.
+
+AnimateDiff-Lightning section 4.2, table 2: the same prompts and seeds everywhere, the reference is
+the undistilled module at 32 Euler steps with guidance.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...motion_module import checkpoint
+from ...motion_module.checkpoint import MotionCheckpoint
+from ...motion_module.files import atomic_path
+from ...motion_module.module import MotionModule
+from ..files import claim as folder_record
+from ..files import clip_writer
+from ..files.digest import digest
+from ..generate import choose_dtype, is_miniature
+from ..miniature import probe, world
+from ..miniature.names import base_path, motion_module_path
+from ..miniature.sample import show
+from ..models.base_model import BaseModel, load_base, quiet_libraries
+from ..models.devices import choose_device
+from ..sampling.request import check_size
+from ..sampling.sample import decode, generate_clips
+from ..train import checks
+from . import frechet, i3d, i3d_weights
+from .fvd_request import FvdRequest, Method
+
+TABLE, RECORD = "fvd.csv", "fvd.json"
+COLUMNS = ("base", "motion_module", "sampler", "steps", "cfg", "evaluations", "n", "fvd", "floor")
+OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
+_SHOWN_CLIPS, _SHOWN_FRAMES = 2, 8
+_SMALLEST_SIDE = 64  # pixels of a frame in a contact sheet
+Features = Callable[[Tensor], Tensor]
+
+
+def run(request: FvdRequest) -> str:
+    """Make what is missing, write table, plot and contact sheets into the folder, return the table.
+
+    Raises ValueError, before any clip is made, for files that are missing or do not fit together,
+    and where the folder holds other clips.
+    """
+    quiet_libraries()
+    prompts = request.read_prompts()
+    names = dict.fromkeys(m.motion_module for m in (request.teacher, *request.methods))
+    known = {n: checkpoint.load(motion_module_path(n)).without_tensors() for n in names}
+    methods = [m.settled(known[m.motion_module].steps) for m in request.methods]
+    check(request, methods, prompts, known.values())
+    bench = Bench(request, prompts)
+    claim(request, prompts, bench.dtype)
+    rows = [row for base in request.bases for row in bench.rows(base, methods)]
+    write_table(request.out / TABLE, rows)
+    text = show(rows)
+    with atomic_path(request.out / "fvd.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    plot(rows, request.out / "fvd.png")
+    kind = "the miniature's probe" if request.uses_probe else "the Kinetics I3D"
+    return (
+        f"{text}\n\nFrechet distance in the features of {kind}, {len(prompts)} clips each, to the "
+        f"teacher at {request.teacher.steps} Euler steps and cfg {request.teacher.cfg:g}; floor: "
+        "the teacher to itself under other seeds."
+    )
+
+
+def check(
+    request: FvdRequest, methods: Sequence[Method], prompts: Sequence[str],
+    modules: Iterable[MotionCheckpoint],
+) -> None:  # fmt: skip
+    """Raise ValueError for base models, modules and prompts that do not go together."""
+    for method in methods:
+        request.clip(method)  # raises for steps out of range
+    for name in request.bases:
+        unet = checks.empty_unet(base_path(name))
+        factor = checks.latent_factor(base_path(name), request.config)
+        check_size(*(request.size or (0, 0)), factor)
+        for known in modules:
+            checks.check_fit(known, unet, request.frames)
+        for prompt in prompts if is_miniature(name) else ():
+            world.check_prompt(prompt)
+    for what, names in (("base models", [_short(b) for b in request.bases]),
+                        ("methods", [m.label for m in methods])):  # fmt: skip
+        twice = next((n for n in names if names.count(n) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two {what} are called {twice}; give each once, or rename a file.")
+
+
+def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> None:
+    """Write down whose clips the folder holds, or refuse that of others with ValueError.
+
+    dtype: what is computed in, for clips of another one are other clips.
+    """
+    told = {
+        "prompts": list(prompts), "seed": request.seed, "frames": request.frames,
+        "size": request.size and list(request.size), "probe": request.uses_probe,
+        "at_once": request.at_once, "dtype": str(dtype).removeprefix("torch."),
+        "config": request.config and str(request.config), "predicts": request.prediction_type,
+        "teacher_cfg": request.teacher.cfg,
+    }  # fmt: skip
+    folder_record.claim(request.out / RECORD, told, "clips")
+
+
+class Bench:
+    """Makes clips, keeps their features and tells their distances."""
+
+    def __init__(self, request: FvdRequest, prompts: Sequence[str]) -> None:
+        self.request, self.prompts = request, prompts
+        self._device = choose_device(request.device)
+        self.dtype = choose_dtype(request.dtype, self._device)
+        self._features = _network(request, self._device)
+
+    def rows(self, name: str, methods: Sequence[Method]) -> Iterator[dict[str, object]]:
+        """Yield a row for each method on a base model, and draw its contact sheet."""
+        teacher, base = self.request.teacher, _Lazy(lambda: self._load(name))
+        wanted, shown = self.measure(base, name, teacher, 0)
+        again, _ = self.measure(base, name, teacher, OTHER_SEEDS)
+        floor = frechet.between(wanted, again)
+        sheet = [shown]
+        for method in methods:
+            found, shown = self.measure(base, name, method, 0)
+            sheet.append(shown)
+            yield {
+                "base": _short(name), "motion_module": method.name, "sampler": method.sampler,
+                "steps": method.steps, "cfg": f"{method.cfg:g}",
+                "evaluations": method.evaluations, "n": len(found),
+                "fvd": f"{frechet.between(wanted, found):.4g}", "floor": f"{floor:.4g}",
+            }  # fmt: skip
+        _draw_sheet(self.request.out / f"{_short(name)}.png", sheet)
+
+    def measure(
+        self, base: "_Lazy", name: str, method: Method, shift: int
+    ) -> tuple[Tensor, np.ndarray]:
+        """Return the features (n, d) of a method's clips, and some frames; goes on where it was."""
+        label = f"{method.label}{'-other-seeds' * bool(shift)}"
+        # files of the same name with other weights are another base model, another method
+        folder = f"{_short(name)}-{_digest(base_path(name))}"
+        module_digest = _digest(motion_module_path(method.motion_module))
+        file = self.request.out / "features" / folder / f"{label}-{module_digest}.npz"
+        features, shown = _read(file)
+        if len(features) == len(self.prompts):
+            return torch.from_numpy(features), shown
+        loaded = base()
+        module = self._module(method)
+        step = self.request.at_once
+        bar = tqdm(total=len(self.prompts), desc=f"{_short(name)}, {label}", unit="clip",
+                   initial=len(features), disable=None, leave=False)  # fmt: skip
+        with bar:
+            for first in range(len(features), len(self.prompts), step):
+                clips = self._clips(loaded, module, method, first, shift)
+                found = self._features(clips).cpu().numpy()
+                features = np.concatenate([features, found]) if len(features) else found
+                room = max(0, _SHOWN_CLIPS - len(shown))
+                few = clips[:room, :: max(1, clips.shape[1] // _SHOWN_FRAMES)].numpy()
+                shown = np.concatenate([shown, few]) if len(shown) else few
+                with atomic_path(file) as temporary:
+                    np.savez(temporary, features=features, shown=shown)
+                bar.update(len(clips))
+        return torch.from_numpy(features), shown
+
+    def _clips(
+        self, base: BaseModel, module: MotionModule, method: Method, first: int, shift: int
+    ) -> Tensor:
+        """Return clips from a number on, uint8 (clips, frames, h, w, 3)."""
+        side = base.default_size
+        asked = self.request.clip(method).sized(side, side, base.latent_factor)
+        prompts = self.prompts[first : first + self.request.at_once]
+        seeds = [self.request.seed + shift + first + i for i in range(len(prompts))]
+        latents = generate_clips(base, module, prompts, seeds, asked)
+        return torch.stack([decode(base, x0) for x0 in latents])
+
+    def _load(self, name: str) -> BaseModel:
+        return load_base(
+            base_path(name), config=self.request.config, tokenizer=self.request.tokenizer,
+            prediction_type=self.request.prediction_type, device=self._device, dtype=self.dtype,
+        )  # fmt: skip
+
+    def _module(self, method: Method) -> MotionModule:
+        known = checkpoint.load(motion_module_path(method.motion_module))
+        return known.build(dtype=self.dtype).to(self._device)
+
+
+class _Lazy:
+    """A base model that is loaded when it is first needed."""
+
+    def __init__(self, load: Callable[[], BaseModel]) -> None:
+        self._load, self._found = load, None
+
+    def __call__(self) -> BaseModel:
+        self._found = self._found or self._load()
+        return self._found
+
+
+def write_table(file: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Write rows as CSV."""
+    with (
+        atomic_path(file) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as target,
+    ):
+        writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def plot(rows: Sequence[dict[str, object]], file: Path) -> None:
+    """Draw the distances over network evaluations, a line for each base, and their floors."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(8, 5))
+    for number, base in enumerate(dict.fromkeys(r["base"] for r in rows)):
+        mine = sorted((r for r in rows if r["base"] == base), key=lambda r: r["evaluations"])
+        x, y = [r["evaluations"] for r in mine], [float(r["fvd"]) for r in mine]
+        panel.plot(x, y, "o", color=f"C{number}", label=base)
+        panel.axhline(float(mine[0]["floor"]), color=f"C{number}", linewidth=0.7, linestyle=":")
+    panel.set(xlabel="network evaluations", ylabel="Frechet distance to the teacher", xscale="log")
+    panel.legend()
+    figure.tight_layout()
+    with atomic_path(file) as temporary:
+        figure.savefig(temporary, dpi=80)
+    pyplot.close(figure)
+
+
+@cache
+def _digest(path: Path) -> str:
+    return digest(path)[:8]
+
+
+def _network(request: FvdRequest, device: torch.device) -> Features:
+    """Return what makes features (n, d) of uint8 clips (n, f, h, w, 3)."""
+    if request.uses_probe:
+        return lambda clips: probe.features(clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1)
+    network = i3d.I3D().requires_grad_(False).eval()
+    network.load_state_dict(i3d_weights.load(request.i3d))
+    network.to(device)
+    return lambda clips: i3d.logits(network, clips)
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features (n, d) and frames that are kept, empty ones where there are none."""
+    if not file.is_file():
+        return np.empty((0, 0), np.float32), np.empty(0, np.uint8)
+    with np.load(file) as kept:
+        return kept["features"], kept["shown"]
+
+
+def _draw_sheet(file: Path, methods: Sequence[np.ndarray]) -> None:
+    """Draw a row a clip: the teacher's above each method's, clip after clip."""
+    clips = [
+        clip_writer.enlarge(shown[clip], _SMALLEST_SIDE)
+        for clip in range(len(methods[0]))
+        for shown in methods
+    ]
+    clip_writer.write_clip(file, clip_writer.rows(clips, _SHOWN_FRAMES)[None], fps=1)
+
+
+def _short(name: str) -> str:
+    """Return a base model's name as tables and folders have it."""
+    return name.rpartition(":")[2] if is_miniature(name) else Path(name).stem

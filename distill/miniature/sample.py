@@ -1,0 +1,149 @@
+"""`evaluate miniature`: held-out captions in, metrics from the pixels out, a row for each setting.
+
+One seed a caption, the same for every base model, motion module, sampler and step count
+(AnimateDiff-Lightning section 4.2).
+"""
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ...motion_module.files import atomic_path
+from ...motion_module.inject import inject
+from ...motion_module.module import MotionModule
+from ..models.base_model import BaseModel
+from ..sampling import sample as generate
+from . import metrics, world
+
+_CLIPS_AT_ONCE = 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a row of the table is about; `evaluations` counts what one clip asks of the network."""
+
+    base: str
+    motion_module: str
+    sampler: str
+    steps: int
+    cfg: float
+    n: int
+
+    @property
+    def evaluations(self) -> int:
+        return self.steps * (1 if self.cfg == 1 else 2)
+
+
+@torch.inference_mode()
+def sample(
+    base: BaseModel, module: MotionModule | None, captions: Sequence[str], setting: Setting,
+    first_seed: int = 0, frames: int = world.FRAMES,
+) -> Tensor:  # fmt: skip
+    """Return one clip a caption, (n, frames, 3, h, w) in [-1, 1]; caption i has seed first + i.
+
+    Without a motion module every frame is an image of its own.
+    """
+    size = base.unet.config.sample_size
+    x = torch.cat([
+        torch.randn(
+            frames, base.latent_channels, size, size, generator=torch.Generator().manual_seed(seed)
+        )
+        for seed in range(first_seed, first_seed + len(captions))
+    ])  # fmt: skip
+    predict_eps = generate.clips_predictor(base, captions, cfg=setting.cfg)
+    injection = inject(base.unet, module, num_frames=frames) if module is not None else None
+    try:
+        again = torch.Generator().manual_seed(first_seed)
+        latents = generate.SAMPLE[setting.sampler](
+            predict_eps, x.to(base.device), setting.steps, again, lambda: None
+        )
+    finally:
+        if injection is not None:
+            injection.eject()
+    images = base.vae.decode(latents / base.vae.config.scaling_factor).sample
+    return images.unflatten(0, (len(captions), frames)).cpu()
+
+
+def sample_all(
+    base: BaseModel, module: MotionModule | None, scenes: world.Scenes, setting: Setting
+) -> Tensor:
+    """Return a clip of every scene's caption, a few at a time, with a progress bar."""
+    captions = scenes.captions()
+    starts = range(0, len(captions), _CLIPS_AT_ONCE)
+    label = f"{setting.base}, {setting.steps} steps, cfg {setting.cfg:g}"
+    return torch.cat([
+        sample(base, module, captions[i : i + _CLIPS_AT_ONCE], setting, first_seed=i)
+        for i in tqdm(starts, desc=label, disable=None, leave=False)
+    ])  # fmt: skip
+
+
+def row(
+    base: BaseModel, module: MotionModule | None, style: str, setting: Setting
+) -> dict[str, object]:
+    """Return a row of the table: the setting, its evaluations and every metric's mean."""
+    scenes = metrics.held_out_scenes(setting.n)
+    scores = metrics.score(sample_all(base, module, scenes, setting), scenes, style)
+    return as_row(setting, setting.evaluations, metrics.summary(scores))
+
+
+def as_row(setting: Setting, evaluations: int, values: dict[str, float]) -> dict[str, object]:
+    """Return a row with rounded metrics, blank where there is none."""
+    rounded = {k: round(values[k], 3) if k in values else "" for k in metrics.METRICS}
+    return asdict(setting) | {"evaluations": evaluations} | rounded
+
+
+_COLUMNS = [*(f.name for f in fields(Setting)), "evaluations", *metrics.METRICS]
+
+
+class Table:
+    """Rows in a CSV file, written whole after each row; rows that are there are not made again.
+
+    Raises ValueError where the file is another table.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.rows: list[dict[str, str]] = []
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as source:
+                reader = csv.DictReader(source)
+                if reader.fieldnames != _COLUMNS:
+                    raise ValueError(f"{file} is another table; choose another --out.")
+                self.rows = list(reader)
+
+    def find(self, setting: Setting) -> dict[str, str] | None:
+        """Return the row of a setting, or None."""
+        wanted = {k: str(v) for k, v in asdict(setting).items()}
+        return next((r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())), None)
+
+    def add(self, new: dict[str, object]) -> None:
+        self.rows.append({k: str(v) for k, v in new.items()})
+        with (
+            atomic_path(self.file) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as target,
+        ):
+            writer = csv.DictWriter(target, _COLUMNS, lineterminator=os.linesep)
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+
+def show(rows: Iterable[dict[str, object]]) -> str:
+    """Return rows as a table for the terminal, and for Markdown."""
+    rows = [{k: str(v) for k, v in r.items()} for r in rows]
+    if not rows:
+        return "no rows"
+    names = list(rows[0])
+    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
+    lines = [names, ["-" * widths[n] for n in names], *([r[n] for n in names] for r in rows)]
+    return "\n".join(
+        "| "
+        + " | ".join(f"{cell:<{widths[n]}}" for n, cell in zip(names, line, strict=True))
+        + " |"
+        for line in lines
+    )

@@ -1,0 +1,296 @@
+"""Frozen base models f_i: an image UNet with its own text encoder, tokenizer and VAE.
+
+AnimateDiff-Lightning section 3.3: F_i = f_i o m. Bases are read through diffusers, from a
+diffusers folder or from a single-file SD1.5 checkpoint.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import safetensors
+import torch
+import transformers
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from . import sd15_config
+from .library_errors import one_sentence
+from .pixel_unshuffle_vae import PixelUnshuffleVAE
+from .tokenizer import load_tokenizer
+
+CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_OF_DECODER = ("decoder.", "post_quant_conv.")
+_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen base model; `prediction_type` is diffusers' name for what its UNet predicts."""
+
+    name: str
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | PixelUnshuffleVAE
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    prediction_type: str
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent in each direction (SD1.5: 8)."""
+        return pixels_per_latent(self.vae.config)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent (SD1.5: 4)."""
+        return self.unet.config.in_channels
+
+    @property
+    def default_size(self) -> int:
+        """Width and height in pixels that the UNet was trained for (SD1.5: 512)."""
+        return self.unet.config.sample_size * self.latent_factor
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Return what the VAE encodes to as the latents that the UNet knows."""
+        return (z - self._latent_shift) * self.vae.config.scaling_factor
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """Return latents as the VAE decodes them."""
+        return latents / self.vae.config.scaling_factor + self._latent_shift
+
+    def latent_space(self) -> str:
+        """Return a digest of what pixels are encoded to: the VAE's encoder, in float16, and scale.
+
+        Base models of one latent space can share clips; decoders may differ.
+        """
+        scale = (self.vae.config.scaling_factor, self._latent_shift)
+        digest = hashlib.sha256(repr(scale).encode())
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            if not name.startswith(_OF_DECODER):
+                digest.update(tensor.half().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @property
+    def _latent_shift(self) -> float:
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the UNet computes in; the VAE's may differ."""
+        return self.unet.dtype
+
+    def num_tokens(self, prompt: str) -> int:
+        """Return the tokens of a prompt with start and end; those past `max_tokens` are cut."""
+        return len(self.tokenizer(prompt, verbose=False).input_ids)
+
+    @property
+    def max_tokens(self) -> int:
+        return self.text_encoder.config.max_position_embeddings
+
+
+def pixels_per_latent(vae_config: Mapping[str, object]) -> int:
+    """Return the pixels per latent in each direction of a VAE with such a config (SD1.5: 8)."""
+    return 2 ** (len(vae_config["block_out_channels"]) - 1)
+
+
+def load_base(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> BaseModel:
+    """Load a frozen base model from a diffusers folder or a single-file SD1.5 checkpoint.
+
+    For a single file, `config` is a diffusers folder of configs (default: SD1.5's), `tokenizer` a
+    folder with vocab.json and merges.txt (default: from the hub or its local cache), and
+    `prediction_type` overrides the scheduler config. Raises ValueError with one sentence for a
+    missing, damaged or unfit file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        base = _load_folder(path, tokenizer, prediction_type)
+    elif path.is_file():
+        base = _load_file(path, config, tokenizer, prediction_type)
+    else:
+        raise ValueError(f"the base model {path} was not found.")
+    _check(base)
+    return _frozen(base, torch.device(device), dtype)
+
+
+def quiet_libraries() -> None:
+    """Turn off the loading bars of diffusers and transformers."""
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+
+
+def encode_prompt(base: BaseModel, prompt: str) -> Tensor:
+    """Return the base's own embedding of a prompt, (1, tokens, width), SD1.5: (1, 77, 768)."""
+    return encode_prompts(base, [prompt])
+
+
+@torch.no_grad()  # not inference_mode: training saves the embeddings for its backward
+def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> Tensor:
+    """Return the base's own embedding of prompts, shape (prompts, tokens, width).
+
+    The last hidden state behind the final norm, padded and cut to the encoder's length.
+    """
+    ids = base.tokenizer(
+        list(prompts), padding="max_length", max_length=base.max_tokens, truncation=True,
+        return_tensors="pt",
+    ).input_ids  # fmt: skip
+    return base.text_encoder(ids.to(base.device)).last_hidden_state.to(base.dtype)
+
+
+def _load_folder(
+    path: Path, tokenizer: str | Path | None, prediction_type: str | None
+) -> BaseModel:
+    for part in ("unet", "vae", "text_encoder"):
+        if not (path / part / "config.json").is_file():
+            raise ValueError(
+                f"{path.name} lacks {part}/config.json; "
+                "give a diffusers folder or a checkpoint file."
+            )
+    return BaseModel(
+        name=path.name,
+        unet=_load_part(UNet2DConditionModel, path, "unet"),
+        vae=_load_vae(path),
+        text_encoder=_load_part(CLIPTextModel, path, "text_encoder"),
+        tokenizer=load_tokenizer(tokenizer or path / "tokenizer"),
+        prediction_type=prediction_type or _scheduled_prediction_type(path),
+    )
+
+
+def _load_vae(path: Path) -> torch.nn.Module:
+    with one_sentence(f"{path.name}/vae"):
+        config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
+    if config.get("_class_name") == PixelUnshuffleVAE.__name__:
+        return PixelUnshuffleVAE.from_config(config)  # it has no weights
+    return _load_part(AutoencoderKL, path, "vae")
+
+
+def _load_part(kind: type, path: Path, part: str) -> torch.nn.Module:
+    with one_sentence(f"{path.name}/{part}"):
+        model, report = kind.from_pretrained(path, subfolder=part, output_loading_info=True)
+    # both libraries would fill what is missing with random weights and only log it
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{path.name}/{part} lacks {sorted(report['missing_keys'])[0]}; download it again."
+        )
+    return model
+
+
+def _scheduled_prediction_type(path: Path) -> str:
+    file = path / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return "epsilon"
+    with one_sentence(f"{path.name}/scheduler"):
+        return json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+
+
+def _load_file(
+    path: Path,
+    config: str | Path | None,
+    tokenizer: str | Path | None,
+    prediction_type: str | None,
+) -> BaseModel:
+    check_single_file(path)
+    if config is not None:
+        check_configs(config)
+    own = Path(config) / "tokenizer" if config is not None else None
+    if tokenizer is None and own is not None and own.is_dir():
+        tokenizer = own
+    words = load_tokenizer(tokenizer)
+    with tempfile.TemporaryDirectory() as folder, one_sentence(path.name):
+        pipeline = StableDiffusionPipeline.from_single_file(
+            str(path),
+            config=str(config or sd15_config.write(Path(folder))),
+            tokenizer=words, safety_checker=None, feature_extractor=None,
+        )  # fmt: skip
+    return BaseModel(
+        name=path.stem,
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        text_encoder=pipeline.text_encoder,
+        tokenizer=words,
+        prediction_type=prediction_type or pipeline.scheduler.config.prediction_type,
+    )
+
+
+def check_configs(folder: str | Path, option: str = "--config") -> None:
+    """Raise ValueError where a folder holds no configs; option: what the user named it by."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json; give a diffusers folder as {option}.")
+
+
+def check_single_file(path: Path) -> None:
+    """Raise ValueError where a file's header tells of no full SD1.5 checkpoint; reads no weights.
+
+    Formats that tell nothing before they are read are taken for one.
+    """
+    if path.suffix.lower() not in CHECKPOINT_EXTENSIONS:
+        raise ValueError(
+            f"{path.name} has no known extension; "
+            f"expected one of {', '.join(CHECKPOINT_EXTENSIONS)}."
+        )
+    if path.suffix.lower() != ".safetensors":
+        return
+    with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        channels = file.get_slice(_CONV_IN).get_shape()[1] if _CONV_IN in keys else 0
+    for part, what in (
+        ("conditioner.embedders.", "an SDXL checkpoint"),
+        ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
+        (".temporal_transformer.", "a motion module"),
+    ):
+        if any(part in k for k in keys):
+            raise ValueError(f"{path.name} is {what}; --base wants an SD1.5 one.")
+    for part, what in (
+        ("model.diffusion_model.", "UNet"),
+        ("cond_stage_model.", "text encoder"),
+        ("first_stage_model.", "VAE"),
+    ):
+        if not any(k.startswith(part) for k in keys):
+            raise ValueError(f"{path.name} holds no {what}; --base wants a full SD1.5 checkpoint.")
+    if channels > sd15_config.UNET["in_channels"]:
+        raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")
+
+
+def _check(base: BaseModel) -> None:
+    if base.prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"{base.name} predicts {base.prediction_type!r}, which is not supported; "
+            f"use a base model that predicts {' or '.join(PREDICTION_TYPES)}."
+        )
+    if base.latent_channels != base.vae.config.latent_channels:
+        raise ValueError(
+            f"the UNet of {base.name} takes {base.latent_channels} channels and its VAE makes "
+            f"{base.vae.config.latent_channels}; "
+            "inpainting models do not work, use a plain SD1.5 one."
+        )
+    for part in (base.unet, base.vae, base.text_encoder):
+        if any(p.is_meta for p in part.parameters()):
+            raise ValueError(f"{base.name} lacks weights of its {type(part).__name__}.")
+
+
+def _frozen(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:
+    # some SD1.5 VAEs overflow in float16
+    vae_dtype = torch.float32 if dtype == torch.float16 else dtype
+    base.unet.to(device, dtype)
+    base.text_encoder.to(device, dtype)
+    base.vae.to(device, vae_dtype)
+    for part in (base.unet, base.text_encoder, base.vae):
+        part.eval().requires_grad_(False)
+    return base

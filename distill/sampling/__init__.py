@@ -1,0 +1,1 @@
+"""From a checked request, a prompt and a seed, to latents."""

@@ -1,0 +1,1 @@
+"""Progressive adversarial distillation: from a config to the student of every stage."""

@@ -1,0 +1,162 @@
+"""Which clips a step trains on, and all randomness of each: pure functions of the step's number.
+
+A global batch is a list of (slot, clip) pairs. Nothing depends on ranks or on the order of calls,
+so the gradient of a step is the same on any number of processes (section 3.2 and table 1 of
+AnimateDiff-Lightning for the slots).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...samplers import prediction
+from ..data.latent_pool import ClipPool, ClipRef
+from . import trajectory
+from .config import Phase, Stage, TrainConfig
+
+_CHOICE, _NOISE = 0, 1  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A batch's place in the run: stage and phase by index, and its number in that phase."""
+
+    stage: int
+    phase: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The randomness of one sample.
+
+    position: where on the schedule the student starts (1000 is T); renoise: t*, 0-based, or None.
+    """
+
+    flip: bool
+    position: Fraction
+    renoise: int | None
+    drop_caption: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of one slot that go through the networks together.
+
+    x_t, noise (clips, frames, c, h, w): the noised clips, and the fresh noise of t*; positions and
+    renoise: one a clip; captions: emptied where they are dropped.
+    """
+
+    slot: int
+    x_t: Tensor
+    positions: tuple[Fraction, ...]
+    captions: tuple[str, ...]
+    renoise: tuple[int | None, ...]
+    noise: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with its tensors on a device."""
+        return replace(self, x_t=self.x_t.to(device), noise=self.noise.to(device))
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The timestep of each clip, 0-based, (clips,)."""
+        return trajectory.timesteps(self.positions).to(self.x_t.device)
+
+
+def parts(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int, range]]:
+    """Return what a process trains on: (slot, places in the slot), one a forward, in order.
+
+    With at least as many processes as slots each holds one slot (rank modulo table), else it goes
+    through several over the accumulation steps. ValueError where that does not divide evenly.
+    """
+    slots, places, size = len(config.slots), config.clips_per_slot, config.clips_per_rank
+    if config.global_batch % slots:
+        raise ValueError(
+            f"global_batch {config.global_batch} does not divide over {slots} slots; "
+            f"make it a multiple of {slots}."
+        )
+    if max(slots, world_size) % min(slots, world_size):
+        raise ValueError(
+            f"{world_size} processes do not divide over {slots} slots; start a multiple or a "
+            f"divisor of {slots}."
+        )
+    sharing = max(1, world_size // slots)  # processes that hold the same slot
+    if places % (sharing * size):
+        raise ValueError(
+            f"global_batch {config.global_batch} leaves {places} clips a slot, which do not divide "
+            f"over {sharing} processes with clips_per_rank {size}; make it a multiple of "
+            f"{slots * sharing * size}."
+        )
+    mine = list(range(rank // slots, places, sharing))
+    chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
+    return [
+        (slot, range(chunk[0], chunk[-1] + 1, sharing))
+        for chunk in chunks
+        for slot in range(rank % slots, slots, world_size)
+    ]
+
+
+def refs(config: TrainConfig, pools: dict[str, ClipPool], moment: Moment, slot: int):
+    """Return the clips of a slot at a moment, all of one shape, one a place in the slot."""
+    seed = (config.seed, moment.stage, moment.phase, slot)
+    pool = pools[config.slots[slot].pool]
+    return pool.group(moment.number, config.clips_per_slot, seed)
+
+
+def make(
+    config: TrainConfig,
+    pools: dict[str, ClipPool],
+    moment: Moment,
+    slot: int,
+    places: Sequence[int],
+    clips: Sequence[ClipRef],
+) -> Batch:
+    """Read and noise the clips at some places of a slot."""
+    pool, table = pools[config.slots[slot].pool], config.pools[config.slots[slot].pool]
+    stage = config.stages[moment.stage]
+    phase = stage.phases[moment.phase]
+    x_t, noises, found, captions = [], [], [], []
+    for place in places:
+        choice, noise = (_random(config.seed, moment, slot, place, s) for s in (_CHOICE, _NOISE))
+        draws = draw(stage, phase, table.flip and pool.can_flip, choice)
+        x0, caption = pool.read(clips[place]).oriented(draws.flip)
+        eps, fresh = (torch.randn(x0.shape, generator=noise) for _ in range(2))
+        x_t.append(prediction.forward(x0, eps, trajectory.timestep(draws.position)))
+        noises.append(fresh)
+        found.append(draws)
+        captions.append("" if draws.drop_caption else caption)
+    return Batch(
+        slot, torch.stack(x_t), tuple(d.position for d in found), tuple(captions),
+        tuple(d.renoise for d in found), torch.stack(noises),
+    )  # fmt: skip
+
+
+def draw(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Generator) -> Draws:
+    """Draw what is random of a sample, but the noise; always as many numbers, in this order."""
+    flip, place, renoise, caption = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    starts = trajectory.starts(stage)
+    return Draws(
+        flip=may_flip and flip < 0.5,
+        position=starts[int(place * len(starts))],
+        renoise=_weighted(stage.renoise, phase.renoise_weights, renoise),
+        drop_caption=caption < stage.no_caption,
+    )
+
+
+def _weighted(values: Sequence[int], weights: Sequence[float], u: float) -> int | None:
+    """Return the value at a uniform number's place, 0-based, or None where there are none."""
+    if not values:
+        return None
+    edges = np.cumsum(weights or [1.0] * len(values))
+    return values[int(np.searchsorted(edges, u * edges[-1], side="right"))] - 1
+
+
+def _random(seed: int, moment: Moment, slot: int, place: int, stream: int) -> torch.Generator:
+    entropy = (seed, moment.stage, moment.phase, moment.number, slot, place, stream)
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))

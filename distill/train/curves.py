@@ -1,0 +1,71 @@
+"""The curves of a distillation: every iteration's figures as CSV and for tensorboard.
+
+A run that goes on from a checkpoint drops the rows behind it and writes them again.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from ...motion_module.files import atomic_path
+from .run_folder import Place
+
+COLUMNS = (
+    "stage", "phase", "iteration", "loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_gap",
+    "norm_d", "norm_g", "seconds", "peak_gib",
+)  # fmt: skip
+
+
+class Curves:
+    """Writes what each iteration measured; used by the first process alone.
+
+    loss_g is the student's loss of any kind; d_on_*: share of clips that D judges rightly; d_gap:
+    how much higher its logit is where the teacher lands than where the student does from the same
+    x_t. Clips differ far more from each other than a student from its teacher, so d_gap shows that
+    D learns long before d_on_* leave a half.
+    """
+
+    def __init__(self, folder: Path, resumed: Place) -> None:
+        self.file = folder / "curves.csv"
+        kept = [row for row in self._rows() if _place(row) < resumed]
+        with atomic_path(self.file) as temporary, open(temporary, "w", newline="") as target:
+            writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+        self._count = len(kept)
+        self._target = self.file.open("a", newline="")
+        self._writer = csv.DictWriter(self._target, COLUMNS, lineterminator="\n")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(kept))
+
+    def add(self, place: Place, values: Mapping[str, float]) -> None:
+        """Write an iteration's figures, exactly as they were computed."""
+        self._writer.writerow(
+            {"stage": place.stage, "phase": place.phase, "iteration": place.iteration}
+            | {name: repr(value) for name, value in values.items()}
+        )
+        self._target.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, self._count)
+        self._count += 1
+
+    def picture(self, name: str, frames: np.ndarray) -> None:
+        """Show a picture, uint8 (height, width, 3)."""
+        self._board.add_image(name, frames, self._count, dataformats="HWC")
+
+    def close(self) -> None:
+        self._target.close()
+        self._board.close()
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self.file.is_file():
+            return []
+        with self.file.open(newline="") as source:
+            # a kill may leave half a line at the end
+            return [row for row in csv.DictReader(source) if row["peak_gib"]]
+
+
+def _place(row: Mapping[str, str]) -> Place:
+    return Place(int(row["stage"]), int(row["phase"]), int(row["iteration"]))

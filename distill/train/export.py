@@ -1,0 +1,118 @@
+"""The `export` command: a run's students in both released layouts, with a model card.
+
+AnimateDiff-Lightning released animatediff_lightning_{1,2,4,8}step_{comfyui,diffusers}.safetensors.
+"""
+
+from pathlib import Path
+
+import torch
+
+from ...motion_module import checkpoint
+from ...motion_module.checkpoint import MotionCheckpoint
+from ...motion_module.files import atomic_path
+from ..sampling.request import check_writable
+from .run_folder import RunFolder
+
+LAYOUTS = ("comfyui", "diffusers")
+CARD = "README.md"
+_TEXT = """# {name}: model card
+
+Motion modules for few-step video, distilled by `animatediff-lightning train` ({methods}).
+Each is one file in two key layouts: `_comfyui` for ComfyUI's Load Motion Module, `_diffusers` for
+diffusers' MotionAdapter.
+
+| file | steps | distilled from | iterations | loss | config |
+|---|---|---|---|---|---|
+{rows}
+
+{use}
+- **Trained with the base models:** {bases}. Others of their family may work.
+- **Frames:** {frames}; clips a step: {global_batch}; seed {seed}.
+- **Norm scope:** {norm_scope}: {scope}
+- **Not known:** what licences of base models and clips ask for; whoever shares these files must.
+"""
+
+_METHODS = {
+    "adversarial": "progressive adversarial distillation, AnimateDiff-Lightning, arXiv 2403.12706",
+    "mse": "progressive distillation by MSE, without a discriminator",
+    "consistency": "consistency distillation as AnimateLCM's, arXiv 2402.00769",
+}
+_SCOPES = {
+    "frame": "each frame is normalised by itself, as in ComfyUI. Diffusers'\n"
+    "  UNetMotionModel takes statistics over the clip, so that its clips differ a little.",
+    "clip": "statistics are taken over the clip, as in diffusers' UNetMotionModel.",
+}
+_BETAS = "linear betas (0.00085 to 0.012)"
+_USE = f"- **Use:** Euler and the file's steps, on {_BETAS} at trailing timesteps, cfg 1."
+_USE_OF_CONSISTENCY = (
+    f"- **Use of the consistency module:** the sampler `lcm` and 1 to 8 steps, on {_BETAS}, cfg 1."
+)
+_TOLD = ("teacher_steps", "iterations", "loss", "training", "bases", "frames", "global_batch",
+         "seed", "norm_scope")  # fmt: skip
+
+
+def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> list[Path]:
+    """Write every student of a run's folder as {name}_Nstep_LAYOUT.safetensors, and the card.
+
+    Returns the files. Raises ValueError, before any is written, where the run has no student yet,
+    one of them does not tell how it was made, or a file is there already and not `force`.
+    """
+    found = students(run)
+    targets = [
+        (known, layout, out / f"{name}_{known.path.stem}_{layout}.safetensors")
+        for known in found
+        for layout in LAYOUTS
+    ]
+    card = out / CARD
+    there = [f for f in (card, *(target for *_, target in targets)) if f.exists()]
+    if there and not force:
+        raise ValueError(f"{there[0]} exists; pass --force to overwrite it, or another --out.")
+    check_writable(card)
+    text = _card(name, found)
+    for known, layout, target in targets:
+        checkpoint.save(known.build(dtype=dtype), target, layout=layout, metadata=known.metadata)
+    with atomic_path(card) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return [*(target for *_, target in targets), card]
+
+
+def students(run: Path) -> list[MotionCheckpoint]:
+    """Return a run's finished students, most steps first.
+
+    Raises ValueError where there is none, or one lacks what `train` writes into it.
+    """
+    files = RunFolder(run).students()
+    if not files:
+        raise ValueError(
+            f"{run} holds no finished student; give the folder that `train` wrote, once its first "
+            "stage is done."
+        )
+    return sorted((load_student(f) for f in files), key=lambda known: -known.steps)
+
+
+def load_student(file: Path) -> MotionCheckpoint:
+    """Return a student; ValueError where its file lacks what `train` writes into it."""
+    known = checkpoint.load(file)
+    if any(key not in known.metadata for key in _TOLD) or known.metadata["loss"] not in _METHODS:
+        raise ValueError(
+            f"{file} does not tell how it was distilled; take it out of {file.parent}, or make it "
+            "anew with `train`."
+        )
+    return known
+
+
+def _card(name: str, found: list[MotionCheckpoint]) -> str:
+    known = found[0].metadata
+    rows = (
+        f"| {name}_{c.path.stem} | {c.steps} | {c.metadata['teacher_steps']} steps | "
+        f"{c.metadata['iterations']} | {c.metadata['loss']} | {c.metadata['training']} |"
+        for c in found
+    )
+    losses = [loss for loss in _METHODS if any(c.metadata["loss"] == loss for c in found)]
+    use = [_USE] if losses != ["consistency"] else []
+    use += [_USE_OF_CONSISTENCY] if "consistency" in losses else []
+    return _TEXT.format(
+        name=name, rows="\n".join(rows), use="\n".join(use),
+        methods="; ".join(_METHODS[loss] for loss in losses),
+        scope=_SCOPES[known["norm_scope"]], **known,
+    )  # fmt: skip

@@ -1,0 +1,210 @@
+"""What a distillation will need, before anything is bought or downloaded: `plan`.
+
+Nothing is computed, and no more is read than configs and headers; a base model that is not here is
+taken to have the shape of SD1.5, a motion module that of AnimateDiff v2.
+"""
+
+import functools
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ...motion_module import checkpoint
+from ...motion_module.config import MotionModuleConfig
+from ...motion_module.module import MotionModule
+from ..data import latent_shards
+from ..data.url_cache import is_url
+from ..miniature.names import base_path, motion_module_path
+from ..models import sd15_config
+from ..models.base_model import pixels_per_latent
+from ..models.pixel_unshuffle_vae import PixelUnshuffleVAE
+from ..sampling.request import check_size
+from . import batches, checks, memory_estimate
+from .config import Stage, TrainConfig
+from .discriminator import Discriminator, Encoder
+from .memory_estimate import GIB, Shapes
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A process's networks without weights.
+
+    frozen: parameters of all its base models; factor: pixels per latent; tokens: of a caption.
+    """
+
+    unet: UNet2DConditionModel
+    motion_module: MotionModule
+    encoder: Encoder
+    frozen: int
+    factor: int
+    tokens: int
+
+
+def text(config: TrainConfig, world_size: int) -> str:
+    """Return what the ranks load and read, and what each stage costs; ValueError where the clips
+    cannot be shared out over so many processes, or a base model cannot draw the size."""
+    return "\n".join(
+        [*_of_ranks(config, world_size), "", *_of_stages(config, world_size), "", *_missing(config)]
+    )
+
+
+def missing_files(config: TrainConfig) -> list[str]:
+    """Return the models and pools of a config that are not here; URLs are not looked at."""
+    models = [motion_module_path(m) for m in (config.teacher, config.discriminator_motion_module)]
+    models += [base_path(b) for b in (*config.bases, config.discriminator_base)]
+    here = [str(p) for p in models if not p.exists()]
+    pools = [p.shards for p in config.pools.values() if not _is_here(p.shards)]
+    return list(dict.fromkeys([*here, *pools]))
+
+
+def memory(config: TrainConfig, stage: Stage, networks: Networks) -> float:
+    """Return the estimated GiB that a process needs for a stage."""
+    dtype = getattr(torch, config.dtype)
+    motion = memory_estimate.count(networks.motion_module)
+    weights = memory_estimate.frozen(networks.frozen + motion, dtype)
+    weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
+    shapes = Shapes(
+        config.clips_per_rank, config.frames, config.height // networks.factor,
+        config.width // networks.factor, networks.tokens, dtype, config.gradient_checkpointing,
+    )  # fmt: skip
+    activations = memory_estimate.of_student(networks.unet, networks.motion_module, shapes)
+    if stage.loss == "adversarial":
+        phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
+        judges = [_judge(config, networks, p.conditional) for p in phases]
+        weights += max(memory_estimate.trained(memory_estimate.count(j), False) for j in judges)
+        of_judges = [
+            memory_estimate.of_discriminator(networks.unet, j, shapes, states=1) for j in judges
+        ]
+        both = [
+            memory_estimate.of_discriminator(networks.unet, j, shapes, states=2) for j in judges
+        ]
+        activations = max(activations + max(of_judges), max(both))
+    return (weights + activations) / GIB
+
+
+def networks_of(config: TrainConfig, slots: Collection[int]) -> Networks:
+    """Return the networks of a process that holds some slots."""
+    first = config.slots[min(slots)].base
+    judged = _unet(_known(config.discriminator_base))
+    encoder = Encoder(judged, _motion_module(config.discriminator_motion_module), len(config.bases))
+    text_encoder, vae = _text_and_vae(_known(first))
+    return Networks(
+        _unet(_known(first)).requires_grad_(False), _motion_module(config.teacher), encoder,
+        _frozen(config, slots), pixels_per_latent(vae.config),
+        text_encoder.config.max_position_embeddings,
+    )  # fmt: skip
+
+
+def _frozen(config: TrainConfig, slots: Collection[int]) -> int:
+    """Return the parameters of the base models of a process that holds some slots."""
+    names = {*(config.slots[s].base for s in slots), config.discriminator_base}
+    return sum(_parameters(_known(name)) for name in names)
+
+
+@functools.cache
+def _parameters(base: Path | None) -> int:
+    return memory_estimate.count(_unet(base), *_text_and_vae(base))
+
+
+def _of_ranks(config: TrainConfig, world_size: int) -> Iterator[str]:
+    shares = [batches.parts(config, rank, world_size) for rank in range(world_size)]
+    accumulations = len(shares[0])
+    yield (
+        f"{world_size} processes, {config.global_batch} clips a step: {accumulations} "
+        f"accumulation{'s' * (accumulations > 1)} of {config.clips_per_rank}."
+    )
+    lines: dict[str, list[int]] = {}
+    for rank, share in enumerate(shares):
+        slots = sorted({slot for slot, _ in share})
+        told = "; ".join(f"{config.slots[s].base} <- {config.slots[s].pool}" for s in slots)
+        lines.setdefault(told, []).append(rank)
+    for told, ranks in lines.items():
+        yield f"  rank {_ranges(ranks)}: {told}"
+
+
+def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
+    parts = (batches.parts(config, rank, world_size) for rank in range(world_size))
+    held = {frozenset(slot for slot, _ in share) for share in parts}
+    networks = networks_of(config, max(held, key=lambda slots: _frozen(config, slots)))
+    check_size(config.width, config.height, networks.factor)
+    judge = memory_estimate.count(_judge(config, networks, conditional=True))
+    yield (
+        f"trained: {memory_estimate.count(networks.motion_module):,} parameters of the motion "
+        f"module, {judge:,} of the discriminator; frozen: at most {networks.frozen:,} a process."
+    )
+    for stage in config.stages:
+        iterations = sum(p.iterations for p in stage.phases)
+        clips = sum(p.iterations * p.discriminator_steps for p in stage.phases)
+        yield (
+            f"  {stage.teacher_steps:>4} -> {stage.student_steps:<3} {stage.loss:<11} "
+            f"{iterations:>6} steps, {clips * config.global_batch:>9,} clips, about "
+            f"{memory(config, stage, networks):.1f} GiB a process at most (estimated)"
+        )
+
+
+def _missing(config: TrainConfig) -> Iterator[str]:
+    missing = missing_files(config)
+    yield "every file is here." if not missing else f"not here yet ({len(missing)}):"
+    yield from (f"  {file}" for file in missing)
+
+
+def _is_here(shards: str) -> bool:
+    """Tell whether every shard of a pool is here, or behind a URL, which is not looked at."""
+    if is_url(shards):
+        return True
+    try:
+        return bool(latent_shards.find(shards))
+    except ValueError:  # one that a pattern names is missing
+        return False
+
+
+def _judge(config: TrainConfig, networks: Networks, conditional: bool) -> Discriminator:
+    table = config.discriminator
+    with torch.device("meta"):
+        return Discriminator(
+            networks.encoder, conditional=conditional, head_channels=table.head_channels,
+            head_blocks=table.head_blocks, generator=None,
+        )  # fmt: skip
+
+
+def _known(base: str) -> Path | None:
+    """Return a base model's path, or None where it is not here, and so is like any other."""
+    path = base_path(base)
+    return path if path.exists() else None
+
+
+def _unet(base: Path | None) -> UNet2DConditionModel:
+    if base is not None:
+        return checks.empty_unet(base)
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(sd15_config.UNET)
+
+
+def _motion_module(name: str) -> MotionModule:
+    path = motion_module_path(name)
+    config = checkpoint.load(path).config if path.is_file() else MotionModuleConfig()
+    with torch.device("meta"):
+        return MotionModule(config)
+
+
+def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:
+    words = CLIPTextConfig(**sd15_config.TEXT_ENCODER)
+    config, kind = sd15_config.VAE, AutoencoderKL
+    if base is not None and base.is_dir():
+        words = CLIPTextConfig.from_pretrained(base / "text_encoder")
+        config = json.loads((base / "vae" / "config.json").read_text())
+        if config["_class_name"] == PixelUnshuffleVAE.__name__:
+            kind = PixelUnshuffleVAE
+    with torch.device("meta"):
+        return CLIPTextModel(words), kind.from_config(config)
+
+
+def _ranges(ranks: list[int]) -> str:
+    """Return numbers as people write them: 0, 1, 8, 9, or the first few of many."""
+    shown = ", ".join(map(str, ranks[:8]))
+    return shown if len(ranks) <= 8 else f"{shown} and {len(ranks) - 8} more"

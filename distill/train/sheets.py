@@ -1,0 +1,58 @@
+"""Contact sheets while a distillation runs: student above teacher, at fixed prompts and seeds."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...samplers import euler, schedule
+from ..files import clip_writer
+from ..sampling.sample import decode
+from .config import TrainConfig
+from .student import MovingBase
+from .updates import Networks
+
+_SMALLEST_SIDE = 256  # pixels of a sheet
+
+
+@torch.no_grad()
+def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
+    """Return a picture, uint8 (height, width, 3): a prompt's student above its teacher.
+
+    Drawn by the first base model of this process; prompt i has seed i.
+    """
+    stage, moving = networks.stage, next(iter(networks.bases.values()))
+    teacher_steps = networks.phase.teacher_steps or stage.teacher_steps
+    rows = []
+    for seed, prompt in enumerate(config.sheet_prompts):
+        noise = _noise(config, moving, seed)
+        with networks.autocast():
+            rows.append(_sample(moving, prompt, noise, stage.student_steps, 1.0))
+            with moving.taught_by(networks.teacher):
+                rows.append(_sample(moving, prompt, noise, teacher_steps, stage.cfg))
+    return clip_writer.rows([decode(moving.base, latents).numpy() for latents in rows])
+
+
+def write(file: Path, picture: np.ndarray) -> Path:
+    """Write a picture as PNG."""
+    return clip_writer.write_clip(file, clip_writer.enlarge(picture[None], _SMALLEST_SIDE), fps=1)
+
+
+def _noise(config: TrainConfig, moving: MovingBase, seed: int) -> Tensor:
+    base = moving.base
+    shape = (base.latent_channels, config.height // base.latent_factor,
+             config.width // base.latent_factor)  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, config.frames, *shape, generator=generator).to(base.device)
+
+
+def _sample(moving: MovingBase, prompt: str, noise: Tensor, steps: int, cfg: float) -> Tensor:
+    """Return a clip's latents (frames, c, h, w)."""
+    text, without = moving.encode([prompt]), moving.encode([""])
+
+    def predict_eps(x: Tensor, t: int) -> Tensor:
+        times = torch.tensor([t], device=x.device)
+        return moving.predict_guided(x, times, text, without, cfg)
+
+    return euler.sample(predict_eps, noise, schedule.trailing_timesteps(steps))[0]

@@ -1,0 +1,88 @@
+"""The trainable motion module in several frozen base models, and a teacher that takes its place.
+
+AnimateDiff-Lightning section 3.2: F_i = f_i o m. Student and teacher share one copy of each base;
+only the motion module that is hooked into it differs. Torch's DDP averages gradients only when its
+own forward runs, so the forward is the student's, and the bases are no submodules of it: a frozen
+base is never broadcast.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...motion_module.inject import inject
+from ...motion_module.module import MotionModule
+from ...samplers import prediction
+from ..models.base_model import BaseModel, encode_prompts
+
+
+class MovingBase:
+    """A frozen base model with the student's motion module in it."""
+
+    def __init__(self, base: BaseModel, student: MotionModule) -> None:
+        self.base = base
+        self._student = student
+        self._injection = inject(base.unet, student)
+
+    def encode(self, captions: Sequence[str]) -> Tensor:
+        """Return the base's own embedding of captions, (captions, tokens, width)."""
+        return encode_prompts(self.base, captions)
+
+    def predict_eps(self, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """Return eps of clips (clips, frames, c, h, w) at timesteps (clips,), float32.
+
+        text (clips, tokens, width). A clean clip (-1) is asked for at timestep 0.
+        """
+        frames = x.shape[1]
+        self._injection.run.num_frames = frames
+        x, t = x.flatten(0, 1), t.clamp(min=0).repeat_interleave(frames)
+        out = self.base.unet(
+            x.to(self.base.dtype), t, encoder_hidden_states=text.repeat_interleave(frames, 0)
+        ).sample.float()
+        eps = prediction.as_eps(out, x, t, self.base.prediction_type)
+        return eps.unflatten(0, (-1, frames))
+
+    def predict_guided(
+        self, x: Tensor, t: Tensor, text: Tensor, without: Tensor, cfg: float
+    ) -> Tensor:
+        """Return eps under guidance, eps_without + cfg (eps - eps_without).
+
+        without (clips, tokens, width): the embedding of the empty caption.
+        """
+        if cfg == 1:
+            return self.predict_eps(x, t, text)
+        both = torch.cat([without, text])
+        unwanted, wanted = self.predict_eps(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        return unwanted + cfg * (wanted - unwanted)
+
+    @contextlib.contextmanager
+    def taught_by(self, teacher: MotionModule) -> Iterator[None]:
+        """Put a teacher into the student's place for a while."""
+        self._swap(teacher)
+        try:
+            yield
+        finally:
+            self._swap(self._student)
+
+    def close(self) -> None:
+        """Leave the base model as it was."""
+        self._injection.eject()
+
+    def _swap(self, motion_module: MotionModule) -> None:
+        self._injection.eject()
+        self._injection = inject(self.base.unet, motion_module)
+
+
+class Student(nn.Module):
+    """The motion module that is trained; its forward runs whichever base a clip belongs to."""
+
+    def __init__(self, motion_module: MotionModule, bases: Mapping[int, MovingBase]) -> None:
+        super().__init__()
+        self.motion_module = motion_module
+        self._bases = bases  # by slot; not modules, so neither registered nor broadcast
+
+    def forward(self, slot: int, x: Tensor, t: Tensor, text: Tensor) -> Tensor:
+        """Return eps of the slot's base model, see MovingBase.predict_eps."""
+        return self._bases[slot].predict_eps(x, t, text)

@@ -1,0 +1,1 @@
+"""Plain training of a motion module or a motion LoRA on captioned clips."""

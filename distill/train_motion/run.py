@@ -1,0 +1,138 @@
+"""The `train-motion` command: AnimateDiff's own training on real videos, or a motion LoRA's.
+
+AnimateDiff (arXiv 2307.04725) section 4: linear betas, mean squared error in what the base model
+predicts, captions dropped now and then, the base frozen. Unlike there: a cosine decay of the
+learning rate and a moving average of the weights (see LoopOptions), and no random flips, which
+would make captions such as "to the left" wrong. The base's activations are all kept (no gradient
+checkpointing).
+"""
+
+import sys
+
+import torch
+from torch import nn
+
+from ...motion_module import checkpoint, layout
+from ...motion_module.config import MotionModuleConfig
+from ...motion_module.inject import inject
+from ...motion_module.module import MotionModule
+from ..data import video_folder  # fmt: skip
+from ..data.video_reader import ClipShape
+from ..engine import distributed, loop
+from ..engine.loop import LoopOptions
+from ..engine.read_ahead import ReadAhead
+from ..models.base_model import load_base, quiet_libraries
+from ..models.devices import my_device
+from ..sampling.request import check_size
+from . import clips, results
+from . import lora as motion_lora_training
+from .loss import Training, motion_loss
+from .request import MotionRequest
+
+
+def run(request: MotionRequest) -> None:
+    """Train what is asked for and write it; goes on from the checkpoint where there is one.
+
+    Works in each of torchrun's processes. Raises ValueError, with one sentence and before any
+    training, for files that cannot be used or do not fit together.
+    """
+    device = my_device(request.device)
+    distributed.start(device)
+    try:
+        results.check_not_done(request)
+        training = prepare(request, device)
+        known_bad = len(training.videos.bad)
+        results.claim_work_folder(training)
+        train(training)
+        if len(training.videos.bad) > known_bad:
+            _say(f"warning: {video_folder.listing(training.videos.bad)}")
+        if distributed.rank() == 0:
+            results.finish(training)
+        distributed.barrier()
+    finally:
+        distributed.stop()
+
+
+def prepare(request: MotionRequest, device: torch.device) -> Training:
+    """Load and check videos and models, and return them with the weights to train."""
+    quiet_libraries()
+    request.share(distributed.rank(), distributed.world_size())
+    known = checkpoint.load(request.motion_module) if request.motion_module else None
+    if known is not None:
+        _check_module(known, request)
+    videos = clips.open_videos(request.data, request.frames, request.fps)
+    if videos.bad:
+        _say(f"warning: {video_folder.listing(videos.bad)}")
+    base = load_base(
+        request.base, config=request.config, tokenizer=request.tokenizer,
+        prediction_type=request.prediction_type, device=device,
+    )  # fmt: skip
+    width, height = (side or base.default_size for side in (request.width, request.height))
+    check_size(width, height, base.latent_factor)
+    module = known.build(dtype=torch.float32) if known else fresh_module(base.unet, request)
+    layout.check_fit(module.config, layout.sites(base.unet))
+    module.to(device)
+    lora, weights = _trainable(module, request)
+    shape = ClipShape(request.frames, request.fps, width, height)
+    return Training(request, base, module, videos, shape, lora, weights)
+
+
+def fresh_module(unet: nn.Module, request: MotionRequest) -> MotionModule:
+    """Return a new motion module, as AnimateDiff v2 has it, for every place of a UNet."""
+    positions = max(request.frames, MotionModuleConfig.max_frames)
+    config = layout.config_for(unet, max_frames=positions)
+    return MotionModule(config).initialise(torch.Generator().manual_seed(request.seed))
+
+
+def train(training: Training) -> None:
+    """Train the weights in place, and leave the base model without the motion module."""
+    request = training.request
+    options = LoopOptions(
+        request.iterations, request.learning_rate, warmup=request.warmup, ema=request.ema,
+        clip=request.clip, save_every=request.save_every,
+    )  # fmt: skip
+    share = request.share(distributed.rank(), distributed.world_size())
+    ahead = ReadAhead(
+        lambda step, i: clips.draw(
+            training.videos, training.shape, request.no_caption, request.seed, step, i
+        ),
+        share, request.iterations, request.workers,
+    )  # fmt: skip
+    injection = inject(training.base.unet, training.module, num_frames=request.frames)
+    loss = motion_loss(training, ahead)
+    try:
+        loop.train(request.what, training.weights, loss, options, request.work_folder)
+    finally:
+        injection.eject()
+        ahead.close()
+
+
+def _trainable(
+    module: MotionModule, request: MotionRequest
+) -> tuple[motion_lora_training.AttachedLora | None, dict[str, nn.Parameter]]:
+    if request.lora is None:
+        module.requires_grad_(True)
+        return None, dict(module.named_parameters())
+    module.requires_grad_(False)
+    generator = torch.Generator().manual_seed(request.seed)
+    lora = motion_lora_training.attach(module, request.lora, generator)
+    return lora, lora.weights
+
+
+def _check_module(known: checkpoint.MotionCheckpoint, request: MotionRequest) -> None:
+    if request.frames > known.config.max_frames:
+        raise ValueError(
+            f"{known.path.name} has positions for {known.config.max_frames} frames; lower "
+            f"--frames from {request.frames}."
+        )
+    if known.steps and request.lora is None:
+        _say(
+            f"warning: {known.path.name} was distilled for {known.steps} "
+            f"step{'s' * (known.steps > 1)}, and plain training undoes that; start from an "
+            "undistilled motion module, such as AnimateDiff v2."
+        )
+
+
+def _say(sentence: str) -> None:
+    if distributed.rank() == 0:
+        print(sentence, file=sys.stderr)
