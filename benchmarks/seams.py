@@ -35,6 +35,8 @@ from animatediff_lightning.samplers import context, euler, noise, schedule
 from step_time import median_interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from animatediff_lightning.distill.models.devices import choose_dtype
+
 from tests import random_models
 
 PROMPTS = ("a red fish swimming left", "a big blue bird flying up",
@@ -93,7 +95,7 @@ def load(options):
     made = None if options.base else random_models.ensure()
     known = checkpoint.load(options.motion_module or made.motion_module)
     device = clips.choose_device(options.device)
-    dtype = clips.choose_dtype("auto", device)
+    dtype = choose_dtype("auto", device)
     path = base_path(options.base) if options.base else made.base
     base = load_base(path, tokenizer=options.tokenizer, device=device, dtype=dtype)
     request = ClipRequest(

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from ..motion_module import checkpoint, lora
 from .files import clip_writer
 from .miniature import shipped, styles, world
+from .miniature.names import is_miniature
 from .models.base_model import BaseModel, load_base, quiet_libraries
-from .models.devices import choose_device
+from .models.devices import choose_device, choose_dtype
 from .sampling.request import DEFAULT_STEPS, ClipRequest
 from .sampling.sample import check_positions, decode, generate_latents
 
@@ -80,11 +81,6 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     ]
 
 
-def is_miniature(base: Path | str | None) -> bool:
-    """Tell whether a choice of base model means one of the miniature's."""
-    return base is None or str(base).startswith(shipped.PREFIX)
-
-
 def with_miniature(models: ModelChoice, request: ClipRequest) -> ModelChoice:
     """Return the choice with the miniature's files; ValueError for a style that it lacks.
 
@@ -109,15 +105,6 @@ def _load_loras(
                 f"motion module lacks; only the other {len(used)} are used."
             )
     return loras
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of that name, for "auto" float16 on a GPU and float32 on the CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.float16
-    return {
-        "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16
-    }[name]  # fmt: skip
 
 
 def _make_clip(

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
-from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.distill.miniature.names import motion_module_path
+from animatediff_lightning.distill.miniature.pack import pack, pack_students
 from animatediff_lightning.distill.train.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
@@ -77,7 +77,7 @@ def test_a_module_that_train_did_not_write_stops_before_anything_is_written(run,
     assert "other.safetensors does not tell how it was distilled" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="does not tell how it was distilled"):
-        shipped.pack_students(run, tmp_path / "weights")
+        pack_students(run, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
 
 
@@ -93,15 +93,15 @@ def test_nothing_is_overwritten_unasked(run, tmp_path, capsys):
 
 
 def test_the_miniatures_students_are_packed_with_their_card(run, tmp_path):
-    files = shipped.pack_students(run, tmp_path / "weights")
+    files = pack_students(run, tmp_path / "weights")
     assert [f.name for f in files] == ["4step.safetensors", "1step.safetensors"]
     known = checkpoint.load(files[0])
     assert (known.steps, known.dtype) == (4, torch.float16)
     card = (tmp_path / "weights" / "README.md").read_text()
     assert "| `4step.safetensors` | 4 | 8 steps | adversarial | 6 |" in card
-    assert shipped.pack_students(run, tmp_path / "weights", [1]) == files[1:]
+    assert pack_students(run, tmp_path / "weights", [1]) == files[1:]
     with pytest.raises(ValueError, match="holds no student for 2, 8 steps"):
-        shipped.pack_students(run, tmp_path / "nowhere", [1, 2, 8])
+        pack_students(run, tmp_path / "nowhere", [1, 2, 8])
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -125,9 +125,9 @@ def test_a_strange_student_among_the_shipped_stops_before_anything_is_written(ru
     target.mkdir()
     shutil.copy(motion_module_path("miniature"), target / "8step.safetensors")
     with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
-        shipped.pack_students(run, target)
+        pack_students(run, target)
     with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
-        shipped.pack(run, target)
+        pack(run, target)
     assert [f.name for f in target.iterdir()] == ["8step.safetensors"]
 
 
@@ -135,10 +135,10 @@ def test_a_consistency_student_is_not_packed_as_one_of_a_single_step(run, tmp_pa
     module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
     told = TOLD | {"steps": 1, "teacher_steps": 50, "loss": "consistency"}
     RunFolder(run).save_student("consistency", module, told)
-    files = shipped.pack_students(run, tmp_path / "weights")
+    files = pack_students(run, tmp_path / "weights")
     assert checkpoint.load(files[-1]).metadata["loss"] == "adversarial"
     for steps in (1, 4):
         (run / "students" / f"{steps}step.safetensors").unlink()
     with pytest.raises(ValueError, match="holds no student for 8, 4, 2, 1 steps"):
-        shipped.pack_students(run, tmp_path / "nowhere")
+        pack_students(run, tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()

@@ -9,7 +9,8 @@ import time
 
 import pytest
 import torch
-from animatediff_lightning.distill.miniature import build, models, shipped, world
+from animatediff_lightning.distill.miniature import build, models, world
+from animatediff_lightning.distill.miniature.pack import pack
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
@@ -64,7 +65,7 @@ def test_fine_tunes_share_the_text_encoder_and_the_module_moves(undisturbed):
 
 
 def test_packed_it_is_half_as_precise_and_carries_its_card(undisturbed, tmp_path):
-    shipped.pack(undisturbed, tmp_path, names=("plain", "toon"))
+    pack(undisturbed, tmp_path, names=("plain", "toon"))
     made, packed = (checkpoint.load(f / build.MOTION_FILE) for f in (undisturbed, tmp_path))
     assert packed.dtype == torch.float16
     for key, tensor in made.state_dict.items():

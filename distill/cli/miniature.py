@@ -52,9 +52,10 @@ def pack(
     ] = None,
 ) -> None:
     """Write a finished build's weights as they ship: float16, shared parts once."""
+    from ..miniature import pack as packing
     from ..miniature import shipped
 
-    print(f"wrote {shipped.pack(build, out or shipped.WEIGHTS)}")
+    print(f"wrote {packing.pack(build, out or shipped.WEIGHTS)}")
 
 
 @miniature.command("pack-students")
@@ -65,9 +66,9 @@ def pack_students(
     ] = None,
 ) -> None:
     """Write a distillation's motion modules as they ship, and the model card anew."""
-    from ..miniature import shipped
+    from ..miniature import pack as packing
 
-    for file in shipped.pack_students(run, steps=steps or ()):
+    for file in packing.pack_students(run, steps=steps or ()):
         print(f"wrote {file}")
 
 

@@ -21,13 +21,12 @@ from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ..engine import distributed
 from ..files import claim
-from ..generate import choose_dtype, is_miniature
 from ..miniature import world
-from ..miniature.names import base_path, motion_module_path
+from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
-from ..models.devices import my_device
+from ..models.devices import choose_dtype, my_device
+from ..models.headers import check_fit, empty_unet
 from ..sampling.sample import generate_clips
-from ..train import checks
 from . import latent_shards
 from .generate_request import Clip, DataRequest, ShardPlan, clip_of, plan
 
@@ -75,7 +74,7 @@ class Studio:
         self._dtype = choose_dtype(request.dtype, self._device)
         known = checkpoint.load(motion_module_path(request.motion_module))
         for name in request.bases:
-            checks.check_fit(known, checks.empty_unet(base_path(name)), request.frames)
+            check_fit(known, empty_unet(base_path(name)), request.frames)
             for prompt in request.prompts if is_miniature(name) else ():
                 world.check_prompt(prompt)
         self._module = known.build(dtype=self._dtype).to(self._device)

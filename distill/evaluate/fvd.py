@@ -21,15 +21,14 @@ from ...motion_module.module import MotionModule
 from ..files import claim as folder_record
 from ..files import clip_writer
 from ..files.digest import digest
-from ..generate import choose_dtype, is_miniature
 from ..miniature import probe, world
-from ..miniature.names import base_path, motion_module_path
+from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..miniature.sample import show
 from ..models.base_model import BaseModel, load_base, quiet_libraries
-from ..models.devices import choose_device
-from ..sampling.request import check_size
+from ..models.devices import choose_device, choose_dtype
+from ..models.headers import check_fit, empty_unet, latent_factor
+from ..models.latent_size import check_size
 from ..sampling.sample import decode, generate_clips
-from ..train import checks
 from . import frechet, i3d, i3d_weights
 from .fvd_request import FvdRequest, Method
 
@@ -77,11 +76,11 @@ def check(
     for method in methods:
         request.clip(method)  # raises for steps out of range
     for name in request.bases:
-        unet = checks.empty_unet(base_path(name))
-        factor = checks.latent_factor(base_path(name), request.config)
+        unet = empty_unet(base_path(name))
+        factor = latent_factor(base_path(name), request.config)
         check_size(*(request.size or (0, 0)), factor)
         for known in modules:
-            checks.check_fit(known, unet, request.frames)
+            check_fit(known, unet, request.frames)
         for prompt in prompts if is_miniature(name) else ():
             world.check_prompt(prompt)
     for what, names in (("base models", [_short(b) for b in request.bases]),

@@ -4,10 +4,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..generate import is_miniature
 from ..miniature import metrics, world
-from ..miniature.names import MINIATURE, motion_module_path
-from ..models.base_model import check_configs
+from ..miniature.names import MINIATURE, is_miniature, motion_module_path
+from ..models.headers import check_configs
 from ..sampling.request import ClipRequest, read_prompts
 from . import i3d
 

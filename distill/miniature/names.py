@@ -20,3 +20,8 @@ def base_path(name: str) -> Path:
 def motion_module_path(name: str) -> Path:
     """Return the file of a motion module: a path, or the bundled one's for "miniature"."""
     return shipped.motion_module() if name == MINIATURE else Path(name)
+
+
+def is_miniature(base: Path | str | None) -> bool:
+    """Tell whether a choice of base model means one of the miniature's."""
+    return base is None or str(base).startswith(shipped.PREFIX)

@@ -7,12 +7,11 @@ diffusers folder or from a single-file SD1.5 checkpoint.
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
-import safetensors
 import torch
 import transformers
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -20,13 +19,13 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from . import sd15_config
+from .headers import check_configs, check_single_file
+from .latent_size import pixels_per_latent
 from .library_errors import one_sentence
 from .pixel_unshuffle_vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
-CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _OF_DECODER = ("decoder.", "post_quant_conv.")
-_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
@@ -96,11 +95,6 @@ class BaseModel:
     @property
     def max_tokens(self) -> int:
         return self.text_encoder.config.max_position_embeddings
-
-
-def pixels_per_latent(vae_config: Mapping[str, object]) -> int:
-    """Return the pixels per latent in each direction of a VAE with such a config (SD1.5: 8)."""
-    return 2 ** (len(vae_config["block_out_channels"]) - 1)
 
 
 def load_base(
@@ -227,45 +221,6 @@ def _load_file(
         tokenizer=words,
         prediction_type=prediction_type or pipeline.scheduler.config.prediction_type,
     )
-
-
-def check_configs(folder: str | Path, option: str = "--config") -> None:
-    """Raise ValueError where a folder holds no configs; option: what the user named it by."""
-    if not (Path(folder) / "model_index.json").is_file():
-        raise ValueError(f"{folder} has no model_index.json; give a diffusers folder as {option}.")
-
-
-def check_single_file(path: Path) -> None:
-    """Raise ValueError where a file's header tells of no full SD1.5 checkpoint; reads no weights.
-
-    Formats that tell nothing before they are read are taken for one.
-    """
-    if path.suffix.lower() not in CHECKPOINT_EXTENSIONS:
-        raise ValueError(
-            f"{path.name} has no known extension; "
-            f"expected one of {', '.join(CHECKPOINT_EXTENSIONS)}."
-        )
-    if path.suffix.lower() != ".safetensors":
-        return
-    with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-        channels = file.get_slice(_CONV_IN).get_shape()[1] if _CONV_IN in keys else 0
-    for part, what in (
-        ("conditioner.embedders.", "an SDXL checkpoint"),
-        ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
-        (".temporal_transformer.", "a motion module"),
-    ):
-        if any(part in k for k in keys):
-            raise ValueError(f"{path.name} is {what}; --base wants an SD1.5 one.")
-    for part, what in (
-        ("model.diffusion_model.", "UNet"),
-        ("cond_stage_model.", "text encoder"),
-        ("first_stage_model.", "VAE"),
-    ):
-        if not any(k.startswith(part) for k in keys):
-            raise ValueError(f"{path.name} holds no {what}; --base wants a full SD1.5 checkpoint.")
-    if channels > sd15_config.UNET["in_channels"]:
-        raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")
 
 
 def _check(base: BaseModel) -> None:

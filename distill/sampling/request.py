@@ -1,11 +1,12 @@
 """What a user asks of `generate`, checked before anything heavy is imported or read."""
 
 import math
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...samplers import advice
+from ..files.output import check_writable
+from ..models.latent_size import check_size
 
 SAMPLERS = ("euler", "dpmpp", "lcm")
 CLIP_EXTENSIONS = (".mp4", ".gif", ".webp", ".png")
@@ -163,27 +164,8 @@ def parse_motion_lora(text: str) -> tuple[Path, float]:
     return Path(file), strength
 
 
-def check_writable(path: Path) -> None:
-    """Raise ValueError where no file can be written at `path`; its folder may yet be missing."""
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"cannot write into {folder}; choose another folder for {path.name}.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give the name of a file.")
-
-
 def _check_range(name: str, value: float | None, low: float, high: float) -> None:
     if value is None:
         return
     if not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name.replace('_', '-')} must be between {low} and {high}, not {value}.")
-
-
-def check_size(width: int, height: int, factor: int) -> None:
-    """Raise ValueError for pixels that are no multiple of a base model's pixels per latent."""
-    for name, value in (("width", width), ("height", height)):
-        if value % factor:
-            near = max(1, round(value / factor)) * factor
-            raise ValueError(f"{name} must be a multiple of {factor}, not {value}; try {near}.")

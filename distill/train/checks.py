@@ -1,21 +1,15 @@
 """What can be wrong with a distillation, found before the first step and all at once."""
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
-from diffusers import UNet2DConditionModel
-
-from ...motion_module import checkpoint, layout
+from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ..data.latent_pool import ClipPool
 from ..miniature.names import base_path, motion_module_path
-from ..models import sd15_config
-from ..models.base_model import check_configs, check_single_file, pixels_per_latent
-from ..models.library_errors import one_sentence
+from ..models.headers import check_configs, check_fit, empty_unet, latent_factor
+from ..models.latent_size import check_size
 from ..models.tokenizer import load_tokenizer
-from ..sampling.request import check_size
 from . import batches
 from .config import ConfigError, Phase, Stage, TrainConfig
 from .run_folder import RunFolder
@@ -117,46 +111,6 @@ def of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
         yield from _of_shapes(config, name, pool, channels)
         _, problem = _attempt(lambda p=pool: p.group(0, size, (0,)))
         yield from problem
-
-
-def empty_unet(base: Path) -> UNet2DConditionModel:
-    """Return a base model's UNet without weights; ValueError where there is none at the path."""
-    if not base.exists():
-        raise ValueError(f"the base model {base} was not found; check the path in slots.")
-    known = base / "unet" / "config.json"
-    if base.is_dir() and not known.is_file():
-        raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
-    if base.is_file():
-        check_single_file(base)
-    with torch.device("meta"):
-        if base.is_dir():
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(known))
-        return UNet2DConditionModel.from_config(sd15_config.UNET)
-
-
-def latent_factor(base: Path, configs: str | Path | None = None) -> int:
-    """Return a base model's pixels per latent in each direction; nothing but a config is read.
-
-    configs: a diffusers folder of them for a single file, None: SD1.5's.
-    """
-    folder = base if base.is_dir() else configs
-    if folder is None:
-        return pixels_per_latent(sd15_config.VAE)
-    known = Path(folder) / "vae" / "config.json"
-    if not known.is_file():
-        raise ValueError(f"{folder} has no vae/config.json; give a diffusers folder or a file.")
-    with one_sentence(f"{Path(folder).name}/vae"):
-        return pixels_per_latent(json.loads(known.read_text("utf-8")))
-
-
-def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
-    """Raise ValueError where a motion module has no place in a UNet, or too few positions."""
-    layout.check_fit(module.config, layout.sites(unet))
-    if frames > module.config.max_frames:
-        raise ValueError(
-            f"{module.path.name} has positions for {module.config.max_frames} frames; lower frames "
-            f"from {frames}."
-        )
 
 
 def _of_steps(where: str, stage: Stage) -> Iterator[str]:

@@ -10,8 +10,8 @@ import torch
 from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
-from ..sampling.request import check_writable
-from .run_folder import RunFolder
+from ..files.output import check_writable
+from ..models.student_files import METHODS, students
 
 LAYOUTS = ("comfyui", "diffusers")
 CARD = "README.md"
@@ -32,11 +32,6 @@ diffusers' MotionAdapter.
 - **Not known:** what licences of base models and clips ask for; whoever shares these files must.
 """
 
-_METHODS = {
-    "adversarial": "progressive adversarial distillation, AnimateDiff-Lightning, arXiv 2403.12706",
-    "mse": "progressive distillation by MSE, without a discriminator",
-    "consistency": "consistency distillation as AnimateLCM's, arXiv 2402.00769",
-}
 _SCOPES = {
     "frame": "each frame is normalised by itself, as in ComfyUI. Diffusers'\n"
     "  UNetMotionModel takes statistics over the clip, so that its clips differ a little.",
@@ -47,8 +42,6 @@ _USE = f"- **Use:** Euler and the file's steps, on {_BETAS} at trailing timestep
 _USE_OF_CONSISTENCY = (
     f"- **Use of the consistency module:** the sampler `lcm` and 1 to 8 steps, on {_BETAS}, cfg 1."
 )
-_TOLD = ("teacher_steps", "iterations", "loss", "training", "bases", "frames", "global_batch",
-         "seed", "norm_scope")  # fmt: skip
 
 
 def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> list[Path]:
@@ -76,31 +69,6 @@ def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> 
     return [*(target for *_, target in targets), card]
 
 
-def students(run: Path) -> list[MotionCheckpoint]:
-    """Return a run's finished students, most steps first.
-
-    Raises ValueError where there is none, or one lacks what `train` writes into it.
-    """
-    files = RunFolder(run).students()
-    if not files:
-        raise ValueError(
-            f"{run} holds no finished student; give the folder that `train` wrote, once its first "
-            "stage is done."
-        )
-    return sorted((load_student(f) for f in files), key=lambda known: -known.steps)
-
-
-def load_student(file: Path) -> MotionCheckpoint:
-    """Return a student; ValueError where its file lacks what `train` writes into it."""
-    known = checkpoint.load(file)
-    if any(key not in known.metadata for key in _TOLD) or known.metadata["loss"] not in _METHODS:
-        raise ValueError(
-            f"{file} does not tell how it was distilled; take it out of {file.parent}, or make it "
-            "anew with `train`."
-        )
-    return known
-
-
 def _card(name: str, found: list[MotionCheckpoint]) -> str:
     known = found[0].metadata
     rows = (
@@ -108,11 +76,11 @@ def _card(name: str, found: list[MotionCheckpoint]) -> str:
         f"{c.metadata['iterations']} | {c.metadata['loss']} | {c.metadata['training']} |"
         for c in found
     )
-    losses = [loss for loss in _METHODS if any(c.metadata["loss"] == loss for c in found)]
+    losses = [loss for loss in METHODS if any(c.metadata["loss"] == loss for c in found)]
     use = [_USE] if losses != ["consistency"] else []
     use += [_USE_OF_CONSISTENCY] if "consistency" in losses else []
     return _TEXT.format(
         name=name, rows="\n".join(rows), use="\n".join(use),
-        methods="; ".join(_METHODS[loss] for loss in losses),
+        methods="; ".join(METHODS[loss] for loss in losses),
         scope=_SCOPES[known["norm_scope"]], **known,
     )  # fmt: skip

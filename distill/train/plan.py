@@ -21,10 +21,10 @@ from ..data import latent_shards
 from ..data.url_cache import is_url
 from ..miniature.names import base_path, motion_module_path
 from ..models import sd15_config
-from ..models.base_model import pixels_per_latent
+from ..models.headers import empty_unet
+from ..models.latent_size import check_size, pixels_per_latent
 from ..models.pixel_unshuffle_vae import PixelUnshuffleVAE
-from ..sampling.request import check_size
-from . import batches, checks, memory_estimate
+from . import batches, memory_estimate
 from .config import Stage, TrainConfig
 from .discriminator import Discriminator, Encoder
 from .memory_estimate import GIB, Shapes
@@ -180,7 +180,7 @@ def _known(base: str) -> Path | None:
 
 def _unet(base: Path | None) -> UNet2DConditionModel:
     if base is not None:
-        return checks.empty_unet(base)
+        return empty_unet(base)
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(sd15_config.UNET)
 

@@ -15,6 +15,7 @@ from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
 from ..files import claim as folder_record
+from ..models import student_files
 from .config import TrainConfig
 
 RUN = "run.json"
@@ -42,11 +43,7 @@ class RunFolder:
 
     def student(self, name: str) -> Path:
         """Return the file of a stage's finished student."""
-        return self.root / "students" / f"{name}.safetensors"
-
-    def students(self) -> list[Path]:
-        """Return the files of all finished students, by name."""
-        return sorted((self.root / "students").glob("[!.]*.safetensors"))
+        return self.root / student_files.FOLDER / f"{name}.safetensors"
 
     def claim(self, config: TrainConfig, pools: dict[str, str]) -> None:
         """Write down what is trained, or refuse the folder of something else with ValueError.
@@ -60,7 +57,7 @@ class RunFolder:
         told = config.fingerprint() | {"clips": pools}
         del told["clips_per_rank"]
         folder_record.claim(self.root / RUN, told, "a run", {"stages": begun})
-        for folder in (self._checkpoints, self.root / "students"):
+        for folder in (self._checkpoints, self.root / student_files.FOLDER):
             for left in folder.glob(".*"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
 

@@ -20,6 +20,7 @@ from ..engine.peak_memory import peak_gib, reset_peak
 from ..engine.read_ahead import ReadAhead
 from ..files.digest import digest
 from ..miniature.names import base_path, motion_module_path
+from ..models import student_files
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from . import batches, checks, phase, sheets
 from .batches import Batch, Moment
@@ -69,7 +70,7 @@ def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
     """Check a config, load this process's base models, frozen, and claim the folder."""
     pools = checks.check(config, distributed.world_size())
     folder = RunFolder(config.out)
-    if not resume and (folder.is_claimed or folder.students()):
+    if not resume and (folder.is_claimed or student_files.files(folder.root)):
         raise ValueError(f"{config.out} holds a run; choose another --out, or --resume auto.")
     parts = batches.parts(config, distributed.rank(), distributed.world_size())
     load_once = functools.cache(functools.partial(_load_base, config, device))
@@ -82,7 +83,9 @@ def load(config: TrainConfig, device: torch.device, resume: bool) -> Loaded:
     if distributed.rank() == 0:
         folder.claim(config, clips)
     distributed.barrier()
-    if not distributed.agree((folder.is_claimed, folder.newest(), folder.students())):
+    if not distributed.agree(
+        (folder.is_claimed, folder.newest(), student_files.files(folder.root))
+    ):
         raise ValueError(
             f"the processes see different files in {config.out}; give an --out that all machines "
             "share."

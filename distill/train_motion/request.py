@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..sampling.request import check_writable
+from ..files.output import check_writable
 
 MAX_SEED = 2**63 - 1
 # these change where things run or lie, and not what comes out

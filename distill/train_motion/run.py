@@ -23,7 +23,7 @@ from ..engine.loop import LoopOptions
 from ..engine.read_ahead import ReadAhead
 from ..models.base_model import load_base, quiet_libraries
 from ..models.devices import my_device
-from ..sampling.request import check_size
+from ..models.latent_size import check_size
 from . import clips, results
 from . import lora as motion_lora_training
 from .loss import Training, motion_loss

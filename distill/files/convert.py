@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ...motion_module import checkpoint
 from ...motion_module.keys import Layout
-from ..sampling.request import check_writable
+from .output import check_writable
 
 _LAYOUT_IN_NAME = re.compile(r"_(comfyui|diffusers)$")
 

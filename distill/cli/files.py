@@ -1,0 +1,43 @@
+"""The commands `inspect` and `convert`, for motion module files."""
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class KeyLayout(str, Enum):
+    comfyui = "comfyui"
+    diffusers = "diffusers"
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Motion module file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+) -> None:
+    """Say what a motion module file is: family, steps, layout, shape."""
+    from ...motion_module import checkpoint
+
+    found = checkpoint.load(file).describe()
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    column = max(map(len, found))
+    for label, text in found.items():
+        print(f"{label:<{column}}  {text}")
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="Motion module file.")],
+    to: Annotated[KeyLayout, typer.Option(help="Key layout to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default: FILE's name with the layout's.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Rewrite a motion module file in the other key layout; no weight changes."""
+    from ..files.convert import convert_file
+
+    print(convert_file(file, to.value, out, overwrite=force))

@@ -1,0 +1,96 @@
+"""What a base model's configs and headers tell: what it is, its sizes, its places for motion."""
+
+import json
+from pathlib import Path
+
+import safetensors
+import torch
+from diffusers import UNet2DConditionModel
+
+from ...motion_module import layout
+from ...motion_module.checkpoint import MotionCheckpoint
+from . import sd15_config
+from .latent_size import pixels_per_latent
+from .library_errors import one_sentence
+
+CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+def empty_unet(base: Path) -> UNet2DConditionModel:
+    """Return a base model's UNet without weights; ValueError where there is none at the path."""
+    if not base.exists():
+        raise ValueError(f"the base model {base} was not found; check the path in slots.")
+    known = base / "unet" / "config.json"
+    if base.is_dir() and not known.is_file():
+        raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
+    if base.is_file():
+        check_single_file(base)
+    with torch.device("meta"):
+        if base.is_dir():
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(known))
+        return UNet2DConditionModel.from_config(sd15_config.UNET)
+
+
+def latent_factor(base: Path, configs: str | Path | None = None) -> int:
+    """Return a base model's pixels per latent in each direction; nothing but a config is read.
+
+    configs: a diffusers folder of them for a single file, None: SD1.5's.
+    """
+    folder = base if base.is_dir() else configs
+    if folder is None:
+        return pixels_per_latent(sd15_config.VAE)
+    known = Path(folder) / "vae" / "config.json"
+    if not known.is_file():
+        raise ValueError(f"{folder} has no vae/config.json; give a diffusers folder or a file.")
+    with one_sentence(f"{Path(folder).name}/vae"):
+        return pixels_per_latent(json.loads(known.read_text("utf-8")))
+
+
+def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
+    """Raise ValueError where a motion module has no place in a UNet, or too few positions."""
+    layout.check_fit(module.config, layout.sites(unet))
+    if frames > module.config.max_frames:
+        raise ValueError(
+            f"{module.path.name} has positions for {module.config.max_frames} frames; lower frames "
+            f"from {frames}."
+        )
+
+
+def check_configs(folder: str | Path, option: str = "--config") -> None:
+    """Raise ValueError where a folder holds no configs; option: what the user named it by."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise ValueError(f"{folder} has no model_index.json; give a diffusers folder as {option}.")
+
+
+def check_single_file(path: Path) -> None:
+    """Raise ValueError where a file's header tells of no full SD1.5 checkpoint; reads no weights.
+
+    Formats that tell nothing before they are read are taken for one.
+    """
+    if path.suffix.lower() not in CHECKPOINT_EXTENSIONS:
+        raise ValueError(
+            f"{path.name} has no known extension; "
+            f"expected one of {', '.join(CHECKPOINT_EXTENSIONS)}."
+        )
+    if path.suffix.lower() != ".safetensors":
+        return
+    with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        channels = file.get_slice(_CONV_IN).get_shape()[1] if _CONV_IN in keys else 0
+    for part, what in (
+        ("conditioner.embedders.", "an SDXL checkpoint"),
+        ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
+        (".temporal_transformer.", "a motion module"),
+    ):
+        if any(part in k for k in keys):
+            raise ValueError(f"{path.name} is {what}; --base wants an SD1.5 one.")
+    for part, what in (
+        ("model.diffusion_model.", "UNet"),
+        ("cond_stage_model.", "text encoder"),
+        ("first_stage_model.", "VAE"),
+    ):
+        if not any(k.startswith(part) for k in keys):
+            raise ValueError(f"{path.name} holds no {what}; --base wants a full SD1.5 checkpoint.")
+    if channels > sd15_config.UNET["in_channels"]:
+        raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")

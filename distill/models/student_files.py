@@ -1,0 +1,45 @@
+"""A run's finished students, and what their files record of how they were made."""
+
+from pathlib import Path
+
+from ...motion_module import checkpoint
+from ...motion_module.checkpoint import MotionCheckpoint
+
+FOLDER = "students"  # within a run's folder
+METHODS = {
+    "adversarial": "progressive adversarial distillation, AnimateDiff-Lightning, arXiv 2403.12706",
+    "mse": "progressive distillation by MSE, without a discriminator",
+    "consistency": "consistency distillation as AnimateLCM's, arXiv 2402.00769",
+}
+RECORDED = ("teacher_steps", "iterations", "loss", "training", "bases", "frames", "global_batch",
+         "seed", "norm_scope")  # fmt: skip
+
+
+def files(run: Path) -> list[Path]:
+    """Return the files of a run's finished students, by name."""
+    return sorted((run / FOLDER).glob("[!.]*.safetensors"))
+
+
+def students(run: Path) -> list[MotionCheckpoint]:
+    """Return a run's finished students, most steps first.
+
+    Raises ValueError where there is none, or one lacks what `train` writes into it.
+    """
+    finished = files(run)
+    if not finished:
+        raise ValueError(
+            f"{run} holds no finished student; give the folder that `train` wrote, once its first "
+            "stage is done."
+        )
+    return sorted((load_student(f) for f in finished), key=lambda known: -known.steps)
+
+
+def load_student(file: Path) -> MotionCheckpoint:
+    """Return a student; ValueError where its file lacks what `train` writes into it."""
+    known = checkpoint.load(file)
+    if any(key not in known.metadata for key in RECORDED) or known.metadata["loss"] not in METHODS:
+        raise ValueError(
+            f"{file} does not tell how it was distilled; take it out of {file.parent}, or make it "
+            "anew with `train`."
+        )
+    return known
