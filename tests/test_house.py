@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,17 @@ MAY_IMPORT = {
 HOST = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution",
         "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes",
         "server"}  # fmt: skip
+# from above to below: the commands, what they run, what they share
+ROOMS = (
+    {"__main__"},
+    {"cli"},
+    {"train", "train_motion"},
+    {"data", "evaluate"},
+    {"generate"},
+    {"miniature"},
+    {"sampling"},
+    {"engine", "files", "models"},
+)
 OURSELVES = {"animatediff_lightning", *PACKAGES}
 
 
@@ -69,9 +81,10 @@ def relative_imports(tree: ast.AST, path: Path) -> Iterator[str]:
                 yield from (alias.name for alias in node.names)
 
 
-@pytest.fixture(params=sources(), ids=name_of)
-def source(request) -> Path:
-    return request.param
+@pytest.fixture(scope="module")
+def trees() -> dict[Path, ast.Module]:
+    """Every module of the package, parsed."""
+    return {path: ast.parse(path.read_text()) for path in sources()}
 
 
 def test_the_reader_of_imports_sees_every_form():
@@ -88,39 +101,80 @@ def test_the_reader_of_imports_sees_every_form():
     assert list(relative_imports(tree, path)) == ["distill", "samplers", "c", "nodes"]
 
 
-def test_arrows_between_packages(source):
-    tree = ast.parse(source.read_text())
-    strangers = set(relative_imports(tree, source)) - MAY_IMPORT[package_of(source)]
-    assert not strangers, f"{package_of(source)} may not import {strangers}"
+def imported_rooms(tree: ast.AST, path: Path) -> Iterator[str]:
+    """Yield the rooms of distill/ that one of its modules imports: "train", or "generate"."""
+    folder = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level > 0:
+            base = folder[: len(folder) + 1 - node.level]
+            target = (*base, *(node.module.split(".") if node.module else ()))
+            if target == ("distill",):  # from .. import files
+                yield from (alias.name for alias in node.names)
+            elif target[:1] == ("distill",):
+                yield target[1]
 
 
-def test_only_the_nodes_know_the_host_and_only_the_adapter_its_insides(source):
-    allowed = set()
-    if name_of(source) == "nodes/adapter.py":
-        allowed = HOST - {"nodes", "comfy_extras"}
-    elif package_of(source) == "nodes":
-        allowed = {"comfy_api"}
-    met = set(absolute_imports(ast.parse(source.read_text()))) & HOST
-    assert met <= allowed
+def test_arrows_between_packages(trees):
+    for path, tree in trees.items():
+        strangers = set(relative_imports(tree, path)) - MAY_IMPORT[package_of(path)]
+        assert not strangers, f"{name_of(path)} may not import {strangers}"
 
 
-def test_we_import_ourselves_relatively(source):
+def test_arrows_within_distill_go_down(trees):
+    """A room imports rooms below its own; beside its own, generate is data's and evaluate's."""
+    level = {room: n for n, rooms in enumerate(ROOMS) for room in rooms}
+    arrows = {
+        (path.relative_to(ROOT / "distill").with_suffix("").parts[0], room)
+        for path, tree in trees.items()
+        if package_of(path) == "distill"
+        for room in imported_rooms(tree, path)
+    }
+    assert arrows, "no arrows were read"
+    up = {(a, b) for a, b in arrows if a != b and level[a] >= level[b]}
+    assert not up, f"arrows back up or across: {up}"
+
+
+def test_only_the_nodes_know_the_host_and_only_the_adapter_its_insides(trees):
+    for path, tree in trees.items():
+        allowed = set()
+        if name_of(path) == "nodes/adapter.py":
+            allowed = HOST - {"nodes", "comfy_extras"}
+        elif package_of(path) == "nodes":
+            allowed = {"comfy_api"}
+        met = set(absolute_imports(tree)) & HOST
+        assert met <= allowed, f"{name_of(path)} may not import {met - allowed}"
+
+
+def test_we_import_ourselves_relatively(trees):
     """ComfyUI loads the folder under another name: an absolute import would fail or load twice."""
-    met = set(absolute_imports(ast.parse(source.read_text())))
-    assert not met & OURSELVES
+    for path, tree in trees.items():
+        assert not set(absolute_imports(tree)) & OURSELVES, name_of(path)
 
 
-def test_no_eval_and_no_exec(source):
+def test_no_eval_and_no_exec(trees):
     """The registry bans both."""
-    calls = [n.func for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.Call)]
-    assert not {"eval", "exec"} & {f.id for f in calls if isinstance(f, ast.Name)}
+    for path, tree in trees.items():
+        calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call)]
+        assert not {"eval", "exec"} & {f.id for f in calls if isinstance(f, ast.Name)}, path
 
 
-@pytest.mark.parametrize("path", sources() + scripts(), ids=name_of)
-def test_every_module_says_what_it_is_in_ascii(path):
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert text.isascii()
+def test_every_module_says_what_it_is_in_ascii():
+    for path in sources() + scripts():
+        text = path.read_text(encoding="utf-8")
+        assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+        assert text.isascii(), path
+
+
+def test_the_linter_passes_whatever_the_folder_is_called(tmp_path):
+    """In a clone named as the package, relative imports of ours resolve to the absolute name."""
+    clone = tmp_path / "animatediff_lightning"
+    for path in [*sources(), *scripts(), ROOT / "pyproject.toml"]:
+        copy = clone / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", clone]
+    lint = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert lint.returncode == 0, lint.stdout
 
 
 def test_the_root_imports_nothing_at_the_top():
