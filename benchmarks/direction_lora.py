@@ -67,11 +67,21 @@ def train(options):
     folder = options.work / f"clips-{options.direction}"
     write_clips(folder, options.clips, options.style, options.direction)
     request = MotionRequest(
-        data=str(folder), base=options.base, motion_module=options.motion_module, out=file,
-        lora=options.rank, frames=world.FRAMES, fps=FPS, iterations=options.iterations,
-        batch=options.batch, learning_rate=options.learning_rate, high_noise=1.5, ema=0.99,
-        save_every=60, device="cpu",
-    )  # fmt: skip
+        data=str(folder),
+        base=options.base,
+        motion_module=options.motion_module,
+        out=file,
+        lora=options.rank,
+        frames=world.FRAMES,
+        fps=FPS,
+        iterations=options.iterations,
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        high_noise=1.5,
+        ema=0.99,
+        save_every=60,
+        device="cpu",
+    )
     run.run(request)
     return file
 
@@ -95,8 +105,14 @@ def compare(options):
             module = known.build(dtype=torch.float32)
             lora.merge(module, [(found, strength)] if strength else [])
             clips = sample(base, module, captions, options)
-            rows.append({"caption names": named, "strength": strength, "clips": len(captions),
-                         **judged(clips, scenes, options)})  # fmt: skip
+            rows.append(
+                {
+                    "caption names": named,
+                    "strength": strength,
+                    "clips": len(captions),
+                    **judged(clips, scenes, options),
+                }
+            )
     return rows
 
 
@@ -106,10 +122,12 @@ def sample(base, module, captions, options):
     )
     size = 20  # clips at once
     parts = range(0, len(captions), size)
-    return torch.cat([
-        evaluate.sample(base, module, captions[i : i + size], setting, first_seed=i)
-        for i in parts
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            evaluate.sample(base, module, captions[i : i + size], setting, first_seed=i)
+            for i in parts
+        ]
+    )
 
 
 def judged(clips, scenes, options):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from animatediff_lightning.distill.data import latent_shards
-from animatediff_lightning.distill.models import sd15_config  # fmt: skip
+from animatediff_lightning.distill.models import sd15_config
 from animatediff_lightning.distill.models.base_model import quiet_libraries
 from animatediff_lightning.distill.models.devices import my_device
 from animatediff_lightning.distill.train import config as train_config
@@ -34,8 +34,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests import random_models
 
 RESULT = Path(__file__).parent / "results" / "full_size_dry_run.csv"
-COLUMNS = ("machine", "device", "loss", "frames", "size", "clips", "dtype", "seconds_a_step",
-           "peak_gib", "planned_gib")  # fmt: skip
+COLUMNS = (
+    "machine",
+    "device",
+    "loss",
+    "frames",
+    "size",
+    "clips",
+    "dtype",
+    "seconds_a_step",
+    "peak_gib",
+    "planned_gib",
+)
 ITERATIONS = 2
 
 
@@ -50,8 +60,9 @@ def write_models(folder):
     random_models.write_tokenizer(base / "tokenizer")
     sd15_config.write(base)
     for part, kind, config in (
-        ("unet", UNet2DConditionModel, sd15_config.UNET), ("vae", AutoencoderKL, sd15_config.VAE)
-    ):  # fmt: skip
+        ("unet", UNet2DConditionModel, sd15_config.UNET),
+        ("vae", AutoencoderKL, sd15_config.VAE),
+    ):
         kind.from_config(config).half().save_pretrained(base / part)
     words = CLIPTextConfig(**sd15_config.TEXT_ENCODER)
     CLIPTextModel(words).half().save_pretrained(base / "text_encoder")
@@ -76,18 +87,27 @@ def write_clips(folder, count, frames, latents):
 def config_of(options, models, clips, out):
     stage = {"teacher_steps": 8, "student_steps": 4}
     phase = {"iterations": ITERATIONS, "learning_rate": 5e-7}
-    return train_config.TrainConfig.model_validate({
-        "out": str(out), "teacher": str(models / "v2.safetensors"),
-        "pools": {"noise": {"shards": str(clips), "flip": False}},
-        "slots": [{"base": str(models / "base"), "pool": "noise"}],
-        "stages": [
-            {**stage, "loss": "mse", "cfg": 7.5, "phases": [phase]},
-            {"teacher_steps": 4, "student_steps": 2, "loss": "adversarial", "phases": [phase]},
-        ],
-        "global_batch": options.clips, "clips_per_rank": options.clips, "frames": options.frames,
-        "width": options.size, "height": options.size, "dtype": options.dtype,
-        "sheet_every": 0, "save_every": 1e9, "keep": 1,
-    })  # fmt: skip
+    return train_config.TrainConfig.model_validate(
+        {
+            "out": str(out),
+            "teacher": str(models / "v2.safetensors"),
+            "pools": {"noise": {"shards": str(clips), "flip": False}},
+            "slots": [{"base": str(models / "base"), "pool": "noise"}],
+            "stages": [
+                {**stage, "loss": "mse", "cfg": 7.5, "phases": [phase]},
+                {"teacher_steps": 4, "student_steps": 2, "loss": "adversarial", "phases": [phase]},
+            ],
+            "global_batch": options.clips,
+            "clips_per_rank": options.clips,
+            "frames": options.frames,
+            "width": options.size,
+            "height": options.size,
+            "dtype": options.dtype,
+            "sheet_every": 0,
+            "save_every": 1e9,
+            "keep": 1,
+        }
+    )
 
 
 def main():
@@ -121,12 +141,17 @@ def main():
             # the first step of a process also makes what later ones use again
             step = [r for r in curve if int(r["stage"]) == index][-1]
             found = {
-                "machine": options.machine, "device": device.type, "loss": stage.loss,
-                "frames": options.frames, "size": options.size, "clips": options.clips,
-                "dtype": options.dtype, "seconds_a_step": f"{float(step['seconds']):.1f}",
+                "machine": options.machine,
+                "device": device.type,
+                "loss": stage.loss,
+                "frames": options.frames,
+                "size": options.size,
+                "clips": options.clips,
+                "dtype": options.dtype,
+                "seconds_a_step": f"{float(step['seconds']):.1f}",
                 "peak_gib": f"{float(step['peak_gib']):.1f}",
                 "planned_gib": f"{plan.memory(config, stage, networks):.1f}",
-            }  # fmt: skip
+            }
             writer.writerow(found)
             print(json.dumps(found))
     shutil.rmtree(out)

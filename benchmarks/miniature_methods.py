@@ -19,11 +19,22 @@ from animatediff_lightning.distill.train.config import Phase, Stage
 
 # after the MSE of the last stage of miniature
 DISCRIMINATOR = (
-    Phase(iterations=100, discriminator_head_start=30, conditional=True, learning_rate=1e-5,
-          discriminator_learning_rate=3e-4),
-    Phase(iterations=30, discriminator_head_start=10, conditional=False, learning_rate=1e-5,
-          discriminator_learning_rate=3e-4, teacher_steps=4),
-)  # fmt: skip
+    Phase(
+        iterations=100,
+        discriminator_head_start=30,
+        conditional=True,
+        learning_rate=1e-5,
+        discriminator_learning_rate=3e-4,
+    ),
+    Phase(
+        iterations=30,
+        discriminator_head_start=10,
+        conditional=False,
+        learning_rate=1e-5,
+        discriminator_learning_rate=3e-4,
+        teacher_steps=4,
+    ),
+)
 GRID = 50  # points of the consistency student's grid, as AnimateLCM has (arXiv 2402.00769)
 RATE = 2e-5  # of the consistency student; at the others' 2e-4 its loss doubled and it drew nothing
 
@@ -48,9 +59,13 @@ def consistency(config):
     config = train_config.read(train_config.find("miniature_mse"))
     iterations = sum(p.iterations for stage in config.stages for p in stage.phases)
     stage = Stage(
-        teacher_steps=GRID, student_steps=1, loss="consistency", cfg=config.stages[0].cfg, ema=0.95,
+        teacher_steps=GRID,
+        student_steps=1,
+        loss="consistency",
+        cfg=config.stages[0].cfg,
+        ema=0.95,
         phases=(Phase(iterations=iterations, learning_rate=RATE),),
-    )  # fmt: skip
+    )
     return config.model_copy(update={"stages": (stage,), "out": Path("runs/distill_consistency")})
 
 

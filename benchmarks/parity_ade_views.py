@@ -47,9 +47,13 @@ def _theirs(ours, config):
     module = sys.modules["animatediff_evolved.animatediff.motion_module_ad"]
     heads = config.num_heads
     theirs = module.TemporalTransformer3DModel(
-        CHANNELS, heads, CHANNELS // heads, 1, temporal_pe=True,
+        CHANNELS,
+        heads,
+        CHANNELS // heads,
+        1,
+        temporal_pe=True,
         temporal_pe_max_len=config.max_frames,
-    )  # fmt: skip
+    )
     theirs.load_state_dict(ours.state_dict())
     return theirs.eval()
 
@@ -130,9 +134,11 @@ def compare_runs(base, makers, nodes):
     as_context = ade["ADE_ViewsOnlyContextOptions"]().create_options(views)[0]
     ours = contenders.our_context(nodes, 16, 0, "static", "flat", where="features")
     wanted = {
-        "ours": ("ours", ours), "plain": ("ours", None),
-        "spanning": ("ade", spanning), "as_context": ("ade", as_context),
-    }  # fmt: skip
+        "ours": ("ours", ours),
+        "plain": ("ours", None),
+        "spanning": ("ade", spanning),
+        "as_context": ("ade", as_context),
+    }
     latents = {  # one model after the other: each has motion weights of its own
         name: host.sample(makers[pack](base, context), sigmas, size=8, frames=32)
         for name, (pack, context) in wanted.items()

@@ -39,10 +39,26 @@ from animatediff_lightning.distill.models.devices import choose_dtype
 
 from tests import random_models
 
-PROMPTS = ("a red fish swimming left", "a big blue bird flying up",
-           "a teal mouse running right", "a small green fish swimming down")  # fmt: skip
-FIELDS = ("where", "frames", "length", "overlap", "fuse", "noise", "steps", "seeds",
-          "prompts", "median", "low", "high")  # fmt: skip
+PROMPTS = (
+    "a red fish swimming left",
+    "a big blue bird flying up",
+    "a teal mouse running right",
+    "a small green fish swimming down",
+)
+FIELDS = (
+    "where",
+    "frames",
+    "length",
+    "overlap",
+    "fuse",
+    "noise",
+    "steps",
+    "seeds",
+    "prompts",
+    "median",
+    "low",
+    "high",
+)
 
 
 def borders(plan, num_frames):

@@ -68,9 +68,13 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     for doubt in request.doubts(known.steps):
         _say(f"warning: {doubt}")
     base = load_base(
-        models.base, config=models.config, tokenizer=models.tokenizer,
-        prediction_type=models.prediction_type, device=device, dtype=dtype,
-    )  # fmt: skip
+        models.base,
+        config=models.config,
+        tokenizer=models.tokenizer,
+        prediction_type=models.prediction_type,
+        device=device,
+        dtype=dtype,
+    )
     request = request.sized(base.default_size, base.default_size, base.latent_factor)
     _warn_of_long_prompts(base, request)
     module = known.build(dtype=dtype).to(device)

@@ -102,10 +102,15 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     except CheckpointError as error:
         raise refusals.named(path, error) from error
     return MotionCheckpoint(
-        path=path, config=config, state_dict=tensors, layout=layout, dtype=dtype, steps=steps,
+        path=path,
+        config=config,
+        state_dict=tensors,
+        layout=layout,
+        dtype=dtype,
+        steps=steps,
         family=metadata.get("family") or recognise.family(config, has_positions, steps),
         metadata=metadata,
-    )  # fmt: skip
+    )
 
 
 def save(

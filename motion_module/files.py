@@ -15,9 +15,15 @@ from . import recognise
 EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin")
 # what torch.load(weights_only=True) raised on files cut at every length, in both of its formats
 _DAMAGED_PICKLE = (
-    RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
     struct.error,
-)  # fmt: skip
+)
 
 
 class CheckpointError(ValueError):

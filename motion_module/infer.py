@@ -83,9 +83,9 @@ def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
 
 def computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:
     """Return the position tables that AnimateLCM's files leave out."""
+    block = "temporal_transformer.transformer_blocks.0.attention_blocks"
     return {
-        f"{address}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}.pos_encoder.pe":
-            sinusoidal_positions(config.max_frames, channels)
+        f"{address}.{block}.{i}.pos_encoder.pe": sinusoidal_positions(config.max_frames, channels)
         for address, channels in config.addresses().items()
         for i in (0, 1)
-    }  # fmt: skip
+    }

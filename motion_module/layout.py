@@ -115,8 +115,11 @@ def _is_ldm_sampler(layer: nn.Module) -> bool:
 
 def _diffusers_sites(unet: nn.Module) -> dict[str, Site]:
     found: dict[str, Site] = {}
-    sides = [(f"{s}.{i}", b) for s in ("down_blocks", "up_blocks")
-             for i, b in enumerate(getattr(unet, s))]  # fmt: skip
+    sides = [
+        (f"{s}.{i}", b)
+        for s in ("down_blocks", "up_blocks")
+        for i, b in enumerate(getattr(unet, s))
+    ]
     if unet.mid_block is not None:
         sides.append(("mid_block", unet.mid_block))
     for prefix, block in sides:

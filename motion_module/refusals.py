@@ -33,9 +33,10 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise CheckpointError where a value is NaN or infinite."""
     # a sum in float32 is finite unless an element is not, and takes one pass without a copy
     broken = [
-        k for k, t in tensors.items()
+        k
+        for k, t in tensors.items()
         if not torch.isfinite(t.sum(dtype=torch.float32)) and not torch.isfinite(t).all()
-    ]  # fmt: skip
+    ]
     refuse(("has NaN or infinite values in", broken, "download it again"))
 
 

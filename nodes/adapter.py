@@ -489,9 +489,16 @@ def _injection(applied: AppliedMotion) -> PatcherInjection:
 
 def _outer_sample(applied: AppliedMotion):
     def check_and_sample(
-        executor, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, *args,
+        executor,
+        noise,
+        latent_image,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        *args,
         **kwargs,
-    ):  # fmt: skip
+    ):
         guider = executor.class_obj
         longest = None if applied.sliding is not None else applied.file.config.max_frames
         checks.check_latent(noise.shape, longest)

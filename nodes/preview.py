@@ -68,6 +68,9 @@ def with_contact_sheet(callback: Callable | None) -> Callable | None:
     # denoised_output. So the run gets the same function around another previewer.
     cells[at] = CellType(SheetPreviewer(cells[at].cell_contents))
     return FunctionType(
-        callback.__code__, callback.__globals__, callback.__name__, callback.__defaults__,
+        callback.__code__,
+        callback.__globals__,
+        callback.__name__,
+        callback.__defaults__,
         tuple(cells),
-    )  # fmt: skip
+    )

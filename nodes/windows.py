@@ -82,8 +82,10 @@ class LatentWindows:
                 predictions = calc_cond_batch(
                     model,
                     [self._slice_conds(c, index, len(x_in)) for c in conds],
-                    x_in[index], timestep[index], model_options,
-                )  # fmt: skip
+                    x_in[index],
+                    timestep[index],
+                    model_options,
+                )
                 weights = placed.weights[rows][:, :, None, None, None]
                 for total, prediction in zip(fused, predictions, strict=True):
                     windows = prediction.unflatten(0, (-1, length)) * weights

@@ -128,9 +128,7 @@ def _looped(num_frames: int, options: ContextOptions, step: int) -> list[Window]
     length, stride = options.context_length, options.context_length - options.context_overlap
     first = round(num_frames * step_shift(step))
     end = first + num_frames - (0 if options.closed_loop else options.context_overlap)
-    return [
-        tuple((s + i) % num_frames for i in range(length)) for s in range(first, end, stride)
-    ]  # fmt: skip
+    return [tuple((s + i) % num_frames for i in range(length)) for s in range(first, end, stride)]
 
 
 def _unrolled(looped: list[Window], num_frames: int) -> list[Window]:

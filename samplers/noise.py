@@ -7,8 +7,11 @@ the stretch one window earlier, shuffled, so that all windows see the same noise
 import torch
 
 FREENOISE, REPEATED, CONSTANT, INDEPENDENT = MODES = (
-    "freenoise", "repeated", "constant", "independent",
-)  # fmt: skip
+    "freenoise",
+    "repeated",
+    "constant",
+    "independent",
+)
 
 
 def noise_sources(

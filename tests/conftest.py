@@ -135,9 +135,11 @@ NO_HOST = (
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--hosts", choices=("smoke", "all"), default="smoke",
+        "--hosts",
+        choices=("smoke", "all"),
+        default="smoke",
         help="in every ComfyUI: the tests marked smoke (default), or all of them",
-    )  # fmt: skip
+    )
     parser.addoption(
         "--host-mode", choices=("legacy", "dynamic"), help="only hosts in this mode; default: both"
     )
@@ -223,16 +225,28 @@ class Server:
             self.address = f"127.0.0.1:{free.getsockname()[1]}"
         self.log = base / "server.log"
         command = [
-            host.python, "main.py", "--cpu", "--port", self.address.split(":")[1],
-            "--base-directory", base, "--disable-auto-launch",
-            "--database-url", f"sqlite:///{base}/comfyui.db", "--preview-method", "latent2rgb",
-        ]  # fmt: skip
+            host.python,
+            "main.py",
+            "--cpu",
+            "--port",
+            self.address.split(":")[1],
+            "--base-directory",
+            base,
+            "--disable-auto-launch",
+            "--database-url",
+            f"sqlite:///{base}/comfyui.db",
+            "--preview-method",
+            "latent2rgb",
+        ]
         frontend = os.environ.get("ADL_FRONTEND")  # the folder of another one than the host's
         command += ["--front-end-root", frontend] if frontend else []
         self.process = subprocess.Popen(
-            command, cwd=host.folder, stdout=self.log.open("w"), stderr=subprocess.STDOUT,
+            command,
+            cwd=host.folder,
+            stdout=self.log.open("w"),
+            stderr=subprocess.STDOUT,
             env=host.environment | {"HF_HUB_OFFLINE": "1"},
-        )  # fmt: skip
+        )
         for _ in range(600):
             try:
                 self.get("/system_stats")
@@ -277,8 +291,10 @@ class Server:
             if message["type"] == "progress" and on_progress is not None:
                 on_progress(message["data"])
             if message["type"] in (
-                "execution_success", "execution_error", "execution_interrupted",
-            ):  # fmt: skip
+                "execution_success",
+                "execution_error",
+                "execution_interrupted",
+            ):
                 break
         stream.close()
         return messages, self.history(queued["prompt_id"])
@@ -304,7 +320,7 @@ def thin_motion_file(tmp_path_factory):
     """Path of a motion module file with random weights, of the thin checkpoint's shape."""
     config = MotionModuleConfig(
         down_blocks=((320,),) * 4, mid_block=(320,), up_blocks=((320, 320),) * 4
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("motion") / "thin.safetensors"
     checkpoint.save(MotionModule(config).half(), path)

@@ -80,9 +80,15 @@ def write_pools(folder: Path) -> Path:
 
 
 def write_config(
-    file: Path, out: Path, clips: Path, *, slots: int = 2, global_batch: int = 2,
-    iterations: int = 2, checkpointing: bool = False,
-) -> Path:  # fmt: skip
+    file: Path,
+    out: Path,
+    clips: Path,
+    *,
+    slots: int = 2,
+    global_batch: int = 2,
+    iterations: int = 2,
+    checkpointing: bool = False,
+) -> Path:
     """Write a config whose slots take the bases plain and toon by turns."""
     names = [("plain", "plain"), ("toon", "anime")] * (slots // 2)
     lines = [f'    {{ base = "miniature:{b}", pool = "{p}" }},' for b, p in names]

@@ -18,9 +18,11 @@ def together(world_size: int, work: Callable[[int], object]) -> None:
 
     def start(rank: int) -> None:
         os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            RANK=str(rank),
             WORLD_SIZE=str(world_size),
-        )  # fmt: skip
+        )
         torch.set_num_threads(1)
         work(rank)
 

@@ -70,8 +70,11 @@ def write_tokenizer(folder: Path) -> None:
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": _TOKENS,
-        "bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end,
-    }  # fmt: skip
+        "bos_token": start,
+        "eos_token": end,
+        "unk_token": end,
+        "pad_token": end,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -79,28 +82,39 @@ def text_encoder(tokenizer: Path) -> CLIPTextModel:
     """Return a thin CLIP text encoder for the tokenizer in a folder."""
     size = len(json.loads((tokenizer / "vocab.json").read_text()))
     config = CLIPTextConfig(
-        vocab_size=size, hidden_size=_TEXT_WIDTH, intermediate_size=2 * _TEXT_WIDTH,
-        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=_TOKENS,
-        bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=_TEXT_WIDTH,
+        intermediate_size=2 * _TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=_TOKENS,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
     return CLIPTextModel(config)
 
 
 def unet(channels: tuple[int, ...] = _CHANNELS) -> UNet2DConditionModel:
     """Return a thin SD1.5 UNet for 8 x 8 latents; `channels` of its four levels."""
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=channels, cross_attention_dim=_TEXT_WIDTH,
+        sample_size=8,
+        block_out_channels=channels,
+        cross_attention_dim=_TEXT_WIDTH,
         attention_head_dim=8,
-    )  # fmt: skip
+    )
 
 
 def vae() -> AutoencoderKL:
     """Return a thin SD1.5 VAE, 8 pixels a latent, with contrast enough to see."""
     model = AutoencoderKL(
-        sample_size=64, block_out_channels=(32, 32, 64, 64), layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=64,
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         scaling_factor=0.18215,
-    )  # fmt: skip
+    )
     with torch.no_grad():
         model.decoder.conv_out.weight.mul_(3)
     return model

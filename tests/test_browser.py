@@ -37,9 +37,14 @@ FRONTEND_NODES = {"MarkdownNote", "Note", "Reroute", "PrimitiveNode"}
 SEEDS = {"seed", "noise_seed"}
 PLAYER = {"video-preview"}  # the frontend sends its player along, and the server leaves it out
 FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+]
 
 # what the console says of every pack on an offline host
 KNOWN_NOISE = {

@@ -299,8 +299,10 @@ def with_extra(*names: str) -> Maker:
 
 
 def renumbered(folder: Path, good: Tensors) -> Path:
-    gap = {k.replace("up_blocks.1.motion_modules.1", "up_blocks.1.motion_modules.2"): t
-           for k, t in good.items()}  # fmt: skip
+    gap = {
+        k.replace("up_blocks.1.motion_modules.1", "up_blocks.1.motion_modules.2"): t
+        for k, t in good.items()
+    }
     return tensors_file(lambda _: gap)(folder, good)
 
 
@@ -310,15 +312,20 @@ def v1(folder: Path, good: Tensors) -> Path:
 
 
 def sdxl(folder: Path, _good: Tensors) -> Path:
-    norms = {f"down_blocks.{i}.motion_modules.{j}.temporal_transformer.norm.weight": torch.ones(c)
-             for i, c in enumerate((320, 640, 1280)) for j in (0, 1)}  # fmt: skip
+    norms = {
+        f"down_blocks.{i}.motion_modules.{j}.temporal_transformer.norm.weight": torch.ones(c)
+        for i, c in enumerate((320, 640, 1280))
+        for j in (0, 1)
+    }
     return tensors_file(lambda _: norms)(folder, {})
 
 
 def v2_without_its_last_down_block(folder: Path, _good: Tensors) -> Path:
-    norms = {f"{side}_blocks.{i}.motion_modules.0.temporal_transformer.norm.weight": torch.ones(c)
-             for side, widths in (("down", (320, 640, 1280)), ("up", (1280, 1280, 640, 320)))
-             for i, c in enumerate(widths)}  # fmt: skip
+    norms = {
+        f"{side}_blocks.{i}.motion_modules.0.temporal_transformer.norm.weight": torch.ones(c)
+        for side, widths in (("down", (320, 640, 1280)), ("up", (1280, 1280, 640, 320)))
+        for i, c in enumerate(widths)
+    }
     return tensors_file(lambda _: norms)(folder, {})
 
 

@@ -323,12 +323,20 @@ def places(models, tmp_path_factory):
     wide = random_models.unet(channels=(64, 64, 64, 64))
     checkpoint.save(random_models.motion_module(wide), tmp / "wide.safetensors")
     return {
-        "tmp": tmp, "blank": tmp / "blank.txt", "junk": tmp / "junk.bin", "empty": tmp / "empty",
-        "folder": tmp / "folder.mp4", "single": single, "unet": tmp / "unet.safetensors",
-        "truncated": tmp / "truncated.safetensors", "sample": sample,
+        "tmp": tmp,
+        "blank": tmp / "blank.txt",
+        "junk": tmp / "junk.bin",
+        "empty": tmp / "empty",
+        "folder": tmp / "folder.mp4",
+        "single": single,
+        "unet": tmp / "unet.safetensors",
+        "truncated": tmp / "truncated.safetensors",
+        "sample": sample,
         "wide": tmp / "wide.safetensors",
-        "text": tmp / "text.safetensors", "base": models.base, "module": models.motion_module,
-    }  # fmt: skip
+        "text": tmp / "text.safetensors",
+        "base": models.base,
+        "module": models.motion_module,
+    }
 
 
 @pytest.mark.parametrize("case", ERRORS)
@@ -353,12 +361,24 @@ def test_errors_are_one_sentence(run, tmp_path, monkeypatch, places, case):
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX's")
 def test_ctrl_c_leaves_no_file(tmp_path, models):  # noqa: ARG001 - made beforehand
     process = subprocess.Popen(
-        [*PROGRAM, "generate", "--prompt", "a fish", "--steps", "1000", "--frames", "16",
-         "--out", str(tmp_path / "clip.mp4")],
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [
+            *PROGRAM,
+            "generate",
+            "--prompt",
+            "a fish",
+            "--steps",
+            "1000",
+            "--frames",
+            "16",
+            "--out",
+            str(tmp_path / "clip.mp4"),
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         # a shell's background jobs ignore Ctrl-C, and so would what they start
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     assert process.stderr.readline().startswith("note: ")
     time.sleep(2)  # into the thousand steps
     process.send_signal(signal.SIGINT)
@@ -417,8 +437,9 @@ def test_convert_there_and_back_is_bit_equal(run, tmp_path, models):
     assert run("convert", there, "--to", "comfyui", "--out", back)[0] == 0
     before, after = load_file(source), load_file(back)
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[k], after[k]) and after[k].dtype == before[k].dtype
-               for k in before)  # fmt: skip
+    assert all(
+        torch.equal(before[k], after[k]) and after[k].dtype == before[k].dtype for k in before
+    )
     with safe_open(back, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["steps"] == "4"  # which only the name told, and the new name does not

@@ -146,9 +146,7 @@ def test_webdataset_reads_the_shards(folder):
 
 def test_a_tar_file_by_webdataset_is_a_shard(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "w.tar")) as writer:
-        writer.write({
-            "__key__": "x", "latents.npy": np.ones(SQUARE, np.float16), "txt": "a fish"
-        })  # fmt: skip
+        writer.write({"__key__": "x", "latents.npy": np.ones(SQUARE, np.float16), "txt": "a fish"})
     x0, caption = ClipPool(str(tmp_path / "w.tar")).read(ClipRef(0, 0)).oriented(False)
     assert (x0.sum().item(), caption) == (72, "a fish")
 
@@ -193,8 +191,9 @@ def test_what_is_no_latents_is_refused(folder, tmp_path):
         tar.add(folder / "a-0.tar", "x.mp4")
     with pytest.raises(ValueError, match=r"video.tar holds no latents"):
         ClipPool(str(tmp_path / "video.tar"))
-    both = [(f"{k}.latents.npy", npy(np.zeros(s, np.float16))) for k, s in
-            (("a", SQUARE), ("b", WIDE))]  # fmt: skip
+    both = [
+        (f"{k}.latents.npy", npy(np.zeros(s, np.float16))) for k, s in (("a", SQUARE), ("b", WIDE))
+    ]
     write_tar(tmp_path / "both.tar", both)
     with pytest.raises(ValueError, match=r"both.tar holds clips of several shapes"):
         ClipPool(str(tmp_path / "both.tar"))

@@ -35,10 +35,19 @@ def alone(miniature_cache):
 
 
 def request_for(out, **options):
-    return DataRequest(**{
-        "bases": ("miniature:plain", "miniature:ink"), "motion_module": "miniature",
-        "prompts": PROMPTS, "out": out, "steps": 2, "cfg": 2.5, "shard_size": 4, "device": "cpu",
-    } | options)  # fmt: skip
+    return DataRequest(
+        **{
+            "bases": ("miniature:plain", "miniature:ink"),
+            "motion_module": "miniature",
+            "prompts": PROMPTS,
+            "out": out,
+            "steps": 2,
+            "cfg": 2.5,
+            "shard_size": 4,
+            "device": "cpu",
+        }
+        | options
+    )
 
 
 def tars(folder):
@@ -66,8 +75,11 @@ def test_every_pair_is_made_once(undisturbed):
     assert [f[0] for f in found] == [f"{n:08d}" for n in range(6)]
     assert len({f[3] for f in found}) == 6
     assert sorted(f.name for f in undisturbed.out.iterdir()) == [
-        "clips-000000.tar", "clips-000001.tar", "generate.json", "index.json"
-    ]  # fmt: skip
+        "clips-000000.tar",
+        "clips-000001.tar",
+        "generate.json",
+        "index.json",
+    ]
 
 
 def test_a_clip_is_what_the_generate_command_makes_of_its_seed(undisturbed):
@@ -229,8 +241,11 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, change
 
 def test_captions_of_the_miniature_are_never_held_out():
     captions = generate.miniature_captions(500, seed=3)
-    held_out = {world.caption(c, k, d, s) for c, k, size, d in world.held_out_combinations()
-                for s in (size, None)}  # fmt: skip
+    held_out = {
+        world.caption(c, k, d, s)
+        for c, k, size, d in world.held_out_combinations()
+        for s in (size, None)
+    }
     assert len(captions) == 500
     assert not held_out & set(captions)
     assert captions == generate.miniature_captions(500, seed=3)
@@ -263,10 +278,11 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
     with pytest.raises(ValueError, match="has 4 faults") as error:
         verify.verify(broken)
     for sentence in (
-        "clips-000001.tar/k has values that are no numbers", "clips-000001.tar/k has no caption",
+        "clips-000001.tar/k has values that are no numbers",
+        "clips-000001.tar/k has no caption",
         "clips-000002.tar is damaged",
         "index.json tells 2 clips of clips-000001.tar and there are 1",
-    ):  # fmt: skip
+    ):
         assert sentence in str(error.value)
     with pytest.raises(ValueError, match="holds no shards of clips"):
         verify.verify(tmp_path)

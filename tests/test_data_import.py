@@ -159,9 +159,14 @@ def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypa
 
 def test_two_processes_make_what_one_does(imported, videos, tmp_path):
     request = import_videos.ImportRequest(
-        videos, "miniature:plain", tmp_path / "out", table=videos / "results.csv", frames=4,
-        shard_size=2, workers=1,
-    )  # fmt: skip
+        videos,
+        "miniature:plain",
+        tmp_path / "out",
+        table=videos / "results.csv",
+        frames=4,
+        shard_size=2,
+        workers=1,
+    )
     import_videos.run(request, rank=1, world_size=2)
     half = set(contents(tmp_path / "out"))
     import_videos.run(request, rank=0, world_size=2)

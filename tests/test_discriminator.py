@@ -53,18 +53,26 @@ def test_clips_do_not_see_each_other(parts):
     x_t, after = state(), state(seed=1, t=-1)
     together = judge([after], x_t, text(), torch.tensor([0, 1]))[0]
     alone = [
-        judge([(after[0][i : i + 1], after[1][i : i + 1])], (x_t[0][i : i + 1], x_t[1][i : i + 1]),
-              text()[i : i + 1], torch.tensor([i]))[0]
+        judge(
+            [(after[0][i : i + 1], after[1][i : i + 1])],
+            (x_t[0][i : i + 1], x_t[1][i : i + 1]),
+            text()[i : i + 1],
+            torch.tensor([i]),
+        )[0]
         for i in range(2)
-    ]  # fmt: skip
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_every_parameter_learns(parts, conditional):
     judge = make(parts, conditional)
-    logits = judge([state(seed=1), state(seed=2)], state() if conditional else None, text(),
-                   torch.tensor([0, 1]))  # fmt: skip
+    logits = judge(
+        [state(seed=1), state(seed=2)],
+        state() if conditional else None,
+        text(),
+        torch.tensor([0, 1]),
+    )
     (logits[0] - 2 * logits[1]).sum().backward()
     without = [name for name, p in judge.named_parameters() if p.grad is None]
     assert not without

@@ -48,9 +48,7 @@ def curves(folder):
     """Return what each iteration measured, but for time and memory."""
     with (folder / "curves.csv").open() as source:
         rows = list(csv.DictReader(source))
-    return [
-        (r["stage"], r["phase"], r["iteration"], *(r[name] for name in EXACT)) for r in rows
-    ]  # fmt: skip
+    return [(r["stage"], r["phase"], r["iteration"], *(r[name] for name in EXACT)) for r in rows]
 
 
 def students(folder):
@@ -89,8 +87,10 @@ def test_it_can_be_looked_at(undisturbed):
         (s, p, i) for s, p in (("0", "0"), ("1", "0"), ("1", "1")) for i in ("0", "1")
     ]
     assert [f.name for f in sorted((folder / "sheets").glob("*.png"))] == [
-        "1step-0-00000002.png", "1step-1-00000002.png", "2step-0-00000002.png",
-    ]  # fmt: skip
+        "1step-0-00000002.png",
+        "1step-1-00000002.png",
+        "2step-0-00000002.png",
+    ]
     assert list((folder / "tensorboard").iterdir())
     assert len(list((folder / "checkpoints").iterdir())) == 2  # the newest K
 
@@ -188,11 +188,16 @@ class Stage:
     def weights(self):
         bases = {id(b.unet): b for b in self.loaded.bases.values()}.values()
         return {
-            "student": copied(self.student), "judge": copied(self.judge),
+            "student": copied(self.student),
+            "judge": copied(self.judge),
             "teacher": copied(self.networks.teacher),
-            "bases": {f"{i}.{k}": v for i, b in enumerate(bases) for part in
-                      (b.unet, b.text_encoder) for k, v in copied(part).items()},
-        }  # fmt: skip
+            "bases": {
+                f"{i}.{k}": v
+                for i, b in enumerate(bases)
+                for part in (b.unet, b.text_encoder)
+                for k, v in copied(part).items()
+            },
+        }
 
 
 def copied(module):
@@ -301,8 +306,10 @@ def gradients_on(world_size, file, folder):
         )
         grads |= {f"student.{k}": p.grad for k, p in found.student.named_parameters()}
         found.run._step(found.run.optimizer, found.networks.student, 0, 1e-3)
-        bases = {found.config.slots[s].base: b.unet.conv_in.weight[0, 0, 0, 0].item()
-                 for s, b in found.loaded.bases.items()}  # fmt: skip
+        bases = {
+            found.config.slots[s].base: b.unet.conv_in.weight[0, 0, 0, 0].item()
+            for s, b in found.loaded.bases.items()
+        }
         torch.save((grads, copied(found.student), bases), folder / f"{world_size}-{rank}.pt")
         distributed.stop()
 
@@ -462,9 +469,7 @@ def test_a_stage_begins_with_mse_and_the_discriminator_judges_what_that_has_aver
     judged = [bool(row[3]) for row in curves(folder) if row[0] == "1"]
     assert judged == [False, False, True, True, True, True]
 
-    states = {
-        f.stem: torch.load(f, weights_only=True) for f in (folder / "checkpoints").iterdir()
-    }  # fmt: skip
+    states = {f.stem: torch.load(f, weights_only=True) for f in (folder / "checkpoints").iterdir()}
     first, second = states["1-0-00000002"], states["1-1-00000001"]
     assert first["judge"] is None
     averaged = first["student"] | first["average"]
@@ -525,10 +530,14 @@ def test_a_student_that_was_taken_away_is_not_replaced_by_its_teacher(
         ("width = 16", "width = 3", "width must be a multiple of 2, not 3; try 4"),
         ("no_caption = 0.2", "betas = [0.0, 1.0]", "stages.1.betas.1 is 1.0"),
         ("frames = 16", "seed = 1099511627776\nframes = 16", "seed is 1099511627776"),
-        ('pool = "plain" },', 'pool = "plain" },\n{ base = "miniature:plain", pool = "plain", '
-         'prediction_type = "epsilon" },', "give miniature:plain different tokenizer"),
+        (
+            'pool = "plain" },',
+            'pool = "plain" },\n{ base = "miniature:plain", pool = "plain", '
+            'prediction_type = "epsilon" },',
+            "give miniature:plain different tokenizer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_work_is_told_before_the_folder_is_claimed(
     clips, tmp_path, capsys, old, new, sentence
 ):

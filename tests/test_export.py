@@ -11,10 +11,17 @@ from animatediff_lightning.distill.train.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
 TOLD = {
-    "family": "AnimateDiff-Lightning (adversarial)", "cfg": 1, "loss": "adversarial",
-    "bases": "plain, toon", "schedule": "linear betas 0.00085 to 0.012, trailing", "frames": 16,
-    "iterations": 6, "global_batch": 8, "seed": 0, "training": "0123456789ab",
-}  # fmt: skip
+    "family": "AnimateDiff-Lightning (adversarial)",
+    "cfg": 1,
+    "loss": "adversarial",
+    "bases": "plain, toon",
+    "schedule": "linear betas 0.00085 to 0.012, trailing",
+    "frames": 16,
+    "iterations": 6,
+    "global_batch": 8,
+    "seed": 0,
+    "training": "0123456789ab",
+}
 
 
 @pytest.fixture
@@ -33,8 +40,9 @@ def test_both_layouts_hold_the_same_and_tell_their_steps(run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(out), "--name", "toy"]) == 0
     names = [f"toy_{n}step_{layout}" for n in (4, 1) for layout in ("comfyui", "diffusers")]
     assert [line.split("/")[-1] for line in capsys.readouterr().out.splitlines()] == [
-        *(f"{name}.safetensors" for name in names), "README.md"
-    ]  # fmt: skip
+        *(f"{name}.safetensors" for name in names),
+        "README.md",
+    ]
     wanted = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float16)
     for name in names:
         known = checkpoint.load(out / f"{name}.safetensors")

@@ -25,9 +25,21 @@ from animatediff_lightning.motion_module import checkpoint
 
 CLIPS = 6
 COMMON = [
-    "evaluate", "fvd", "--base", "miniature:plain", "--base", "miniature:toon",
-    "--teacher-steps", "3", "--teacher-cfg", "2", "--clips", str(CLIPS), "--at-once", "4",
-]  # fmt: skip
+    "evaluate",
+    "fvd",
+    "--base",
+    "miniature:plain",
+    "--base",
+    "miniature:toon",
+    "--teacher-steps",
+    "3",
+    "--teacher-cfg",
+    "2",
+    "--clips",
+    str(CLIPS),
+    "--at-once",
+    "4",
+]
 
 
 def rows(out):
@@ -139,9 +151,14 @@ def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monke
         base = tmp_path / place / "base"
         shutil.copytree(shipped.base(style), base, dirs_exist_ok=True)
         request = FvdRequest(
-            (str(base),), (Method("miniature", 2),), tmp_path / "out", clips=2, prompts=prompts,
-            teacher=Method("miniature", 2, 2.0), prediction_type="v_prediction",
-        )  # fmt: skip
+            (str(base),),
+            (Method("miniature", 2),),
+            tmp_path / "out",
+            clips=2,
+            prompts=prompts,
+            teacher=Method("miniature", 2, 2.0),
+            prediction_type="v_prediction",
+        )
         fvd.run(request)
         found += [r["fvd"] for r in rows(tmp_path / "out")]
     assert found[0] == found[2] != found[1]

@@ -145,9 +145,11 @@ def test_guidance_is_that_of_two_runs(base, motion):
         injection.eject()
     torch.testing.assert_close(guided, unwanted + 3.0 * (wanted - unwanted), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(
-        latents(base, motion, cfg=5.0, negative_prompt="a cat"), latents(base, motion),
-        rtol=1e-3, atol=1e-2,
-    )  # fmt: skip
+        latents(base, motion, cfg=5.0, negative_prompt="a cat"),
+        latents(base, motion),
+        rtol=1e-3,
+        atol=1e-2,
+    )
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp", "lcm"])

@@ -63,8 +63,10 @@ def run(server, workflow: dict) -> tuple[list[np.ndarray], np.ndarray]:
 
 def tiled(latents: np.ndarray, frames: list[int], columns: int) -> np.ndarray:
     """Return frames side by side, row after row, (h, w, 4)."""
-    rows = [np.concatenate(latents[frames[i : i + columns]], axis=2)
-            for i in range(0, len(frames), columns)]  # fmt: skip
+    rows = [
+        np.concatenate(latents[frames[i : i + columns]], axis=2)
+        for i in range(0, len(frames), columns)
+    ]
     return np.concatenate(rows, axis=1).transpose(1, 2, 0)
 
 

@@ -46,13 +46,15 @@ def is_smoke(script: str, check: str) -> bool:
 
 CHECKS = [
     pytest.param(
-        script, node.name, id=f"{script.stem}-{node.name}",
+        script,
+        node.name,
+        id=f"{script.stem}-{node.name}",
         marks=[pytest.mark.smoke] if is_smoke(script.stem, node.name) else [],
     )
     for script in SCRIPTS
     for node in ast.parse(script.read_text()).body
     if isinstance(node, ast.FunctionDef) and node.name.startswith("check_")
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +71,12 @@ def run_script(request, comfyui, thin_checkpoint):
             only = (SMOKE.get(script.stem) or ()) if smoke else ()
             process = subprocess.run(
                 [comfyui.python, script, comfyui.folder, thin_checkpoint.parent, *only],
-                capture_output=True, text=True, timeout=900, check=False, env=comfyui.environment,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                timeout=900,
+                check=False,
+                env=comfyui.environment,
+            )
             lines = [json.loads(x) for x in process.stdout.splitlines() if x.startswith("{")]
             done[script] = {line["check"]: line for line in lines}
             done[script][None] = process.stderr[-3000:]

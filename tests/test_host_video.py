@@ -46,9 +46,10 @@ def upload(server, name: str, content: bytes) -> str:
     disposition = f'Content-Disposition: form-data; name="image"; filename="{name}"'
     head, tail = f"--{boundary}\r\n{disposition}\r\n\r\n", f"\r\n--{boundary}--\r\n"
     request = urllib.request.Request(
-        f"http://{server.address}/upload/image", head.encode() + content + tail.encode(),
+        f"http://{server.address}/upload/image",
+        head.encode() + content + tail.encode(),
         {"Content-Type": f"multipart/form-data; boundary={boundary}"},
-    )  # fmt: skip
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())["name"]
 
@@ -64,11 +65,13 @@ def graph(name: str, **inputs) -> dict:
         "3": {
             "class_type": "SaveVideo",
             "inputs": {
-                "video": ["2", 0], "filename_prefix": uuid.uuid4().hex,
-                "format": "auto", "codec": "auto",
+                "video": ["2", 0],
+                "filename_prefix": uuid.uuid4().hex,
+                "format": "auto",
+                "codec": "auto",
             },
         },
-    }  # fmt: skip
+    }
 
 
 def saved(server, workflow: dict, node: str = "3"):

@@ -19,9 +19,20 @@ MAY_IMPORT = {
     "motion_module": {"motion_module"},
     "samplers": {"samplers"},
 }
-HOST = {"comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution",
-        "comfy_extras", "execution", "folder_paths", "latent_preview", "node_helpers", "nodes",
-        "server"}  # fmt: skip
+HOST = {
+    "comfy",
+    "comfy_api",
+    "comfy_api_nodes",
+    "comfy_config",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "nodes",
+    "server",
+}
 # from above to below: the commands, what they run, what they share
 ROOMS = (
     {"__main__"},

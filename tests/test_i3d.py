@@ -131,13 +131,19 @@ def random_tree(seed=0):
     for key in [k.removesuffix(".weight") for k in shapes if k.endswith(".weight")]:
         out, channels, *kernel = shapes[f"{key}.weight"]
         names = key.removeprefix("body.").removesuffix(".conv").split(".")
-        top, name = (names[0], "/".join(names[1:])) if names[0].startswith("Mixed") else (
-            None, "/".join(names))  # fmt: skip
+        top, name = (
+            (names[0], "/".join(names[1:]))
+            if names[0].startswith("Mixed")
+            else (None, "/".join(names))
+        )
         weight = rng.standard_normal((*kernel, channels, out), dtype=np.float32)
         layer = {"Conv_0": {"kernel": weight}}
         bias = rng.standard_normal(out, dtype=np.float32)
-        where, stats = (params, statistics) if top is None else (
-            params.setdefault(top, {}), statistics.setdefault(top, {}))  # fmt: skip
+        where, stats = (
+            (params, statistics)
+            if top is None
+            else (params.setdefault(top, {}), statistics.setdefault(top, {}))
+        )
         where[name] = layer
         if name.startswith("Logits"):
             layer["Conv_0"]["bias"] = bias
@@ -225,10 +231,16 @@ def test_arrays_of_anything_but_float32_are_refused(tmp_path, array):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a pickle", pickle.dumps([1]), pickle.dumps({}), pickle.dumps({"params": 3}),
-     pickle.dumps({"params": {}, "batch_stats": {}})],
+    [
+        b"",
+        b"not a pickle",
+        pickle.dumps([1]),
+        pickle.dumps({}),
+        pickle.dumps({"params": 3}),
+        pickle.dumps({"params": {}, "batch_stats": {}}),
+    ],
     ids=["empty", "text", "list", "no keys", "no tree", "no layers"],
-)  # fmt: skip
+)
 def test_other_files_are_refused(tmp_path, content):
     file = tmp_path / "weights.ckpt"
     file.write_bytes(content)

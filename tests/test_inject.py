@@ -313,8 +313,14 @@ LDM_PATHS = {
         f"down_blocks.{i // 2}.motion_modules.{i % 2}": (f"input_blocks.{index}.{layer}", channels)
         for i, (index, layer, channels) in enumerate(
             [
-                (1, 1, 16), (2, 1, 16), (4, 1, 32), (5, 1, 32),
-                (7, 1, 64), (8, 1, 64), (10, 0, 64), (11, 0, 64),
+                (1, 1, 16),
+                (2, 1, 16),
+                (4, 1, 32),
+                (5, 1, 32),
+                (7, 1, 64),
+                (8, 1, 64),
+                (10, 0, 64),
+                (11, 0, 64),
             ]
         )
     },
@@ -326,7 +332,7 @@ LDM_PATHS = {
         )
         for i in range(12)
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture

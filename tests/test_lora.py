@@ -158,8 +158,11 @@ def test_strength_zero_and_no_loras_change_nothing(tmp_path, config, module):
 
 def diffusers_names(tensors):
     """Rename as diffusers' conversion script of motion LoRAs does."""
-    pairs = [(".temporal_transformer", ""), (".attention_blocks.0", ".attn1"),
-             (".attention_blocks.1", ".attn2")]  # fmt: skip
+    pairs = [
+        (".temporal_transformer", ""),
+        (".attention_blocks.0", ".attn1"),
+        (".attention_blocks.1", ".attn2"),
+    ]
     out = {}
     for key, tensor in tensors.items():
         for ours, theirs in pairs:

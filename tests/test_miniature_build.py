@@ -16,9 +16,15 @@ from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
 COMMAND = [
-    sys.executable, "-m", "animatediff_lightning.distill", "miniature", "build",
-    "--recipe", "quick", "--out",
-]  # fmt: skip
+    sys.executable,
+    "-m",
+    "animatediff_lightning.distill",
+    "miniature",
+    "build",
+    "--recipe",
+    "quick",
+    "--out",
+]
 
 
 def environment(folder):
@@ -27,9 +33,11 @@ def environment(folder):
 
 def build_in(folder):
     return subprocess.Popen(
-        [*COMMAND, folder], env=environment(folder), stdout=subprocess.DEVNULL,
+        [*COMMAND, folder],
+        env=environment(folder),
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    )
 
 
 def weights(folder):
@@ -54,9 +62,10 @@ def test_every_stage_leaves_its_files(undisturbed):
 def test_fine_tunes_share_the_text_encoder_and_the_module_moves(undisturbed):
     plain, toon = (load_base(undisturbed / "bases" / name) for name in ("plain", "toon"))
     for a, b in zip(
-        plain.text_encoder.state_dict().values(), toon.text_encoder.state_dict().values(),
+        plain.text_encoder.state_dict().values(),
+        toon.text_encoder.state_dict().values(),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert torch.equal(a, b)
     assert not torch.equal(plain.unet.conv_in.weight, toon.unet.conv_in.weight)
     assert plain.prediction_type == "v_prediction"

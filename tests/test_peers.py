@@ -28,8 +28,12 @@ def results(comfyui, thin_checkpoint):
         pytest.skip("NO PEERS: set ADL_PEERS to the folder of Advanced-ControlNet and IPAdapter")
     process = subprocess.run(
         [comfyui.python, SCRIPT, comfyui.folder, thin_checkpoint.parent, PEERS],
-        capture_output=True, text=True, timeout=900, check=False, env=comfyui.environment,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=comfyui.environment,
+    )
     lines = [json.loads(x) for x in process.stdout.splitlines() if x.startswith("{")]
     return {line["check"]: line["result"] for line in lines} | {None: process.stderr[-3000:]}
 

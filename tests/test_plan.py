@@ -26,8 +26,10 @@ def test_the_papers_run_is_planned_without_its_files(capsys, tmp_path, monkeypat
     assert "rank 0, 1, 8, 9, 16, 17, 24, 25 and 8 more: " in told
     assert "counterfeitV30_v30.safetensors <- anime" in told
     assert "trained: 453,209,280 parameters of the motion module" in told  # AnimateDiff v2's
-    for line in ("128 -> 32  mse           2000 steps,   512,000 clips",
-                 "2 -> 1   adversarial   3000 steps,   768,000 clips"):  # fmt: skip
+    for line in (
+        "128 -> 32  mse           2000 steps,   512,000 clips",
+        "2 -> 1   adversarial   3000 steps,   768,000 clips",
+    ):
         assert line in told
     assert "not here yet (10):" in told
     assert "  data/webvid" in told
@@ -114,8 +116,11 @@ def test_a_size_that_no_latent_has_is_refused(tmp_path, capsys):
 def test_a_brace_pattern_is_here_when_its_shards_are(tmp_path):
     for number in range(2):
         (tmp_path / f"clips-{number}.tar").touch()
-    pools = {"a": {"shards": f"{tmp_path}/clips-{{0..1}}.tar"}, "b": {"shards": "http://x/c.tar"},
-             "c": {"shards": f"{tmp_path}/clips-{{0..2}}.tar"}}  # fmt: skip
+    pools = {
+        "a": {"shards": f"{tmp_path}/clips-{{0..1}}.tar"},
+        "b": {"shards": "http://x/c.tar"},
+        "c": {"shards": f"{tmp_path}/clips-{{0..2}}.tar"},
+    }
     known = config_of("miniature")
     config = type(known).model_validate(known.model_dump() | {"pools": pools})
     assert plan.missing_files(config) == [pools["c"]["shards"]]

@@ -43,9 +43,12 @@ def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name, last)
     assert len(config.bases) == 6
     assert [config.base_index(i) for i in range(8)] == [0, 0, 1, 2, 3, 3, 4, 5]
     assert [(s.teacher_steps, s.student_steps, s.loss) for s in config.stages] == [
-        (128, 32, "mse"), (32, 8, "adversarial"), (8, 4, "adversarial"), (4, 2, "adversarial"),
+        (128, 32, "mse"),
+        (32, 8, "adversarial"),
+        (8, 4, "adversarial"),
+        (4, 2, "adversarial"),
         (2, 1, last),
-    ]  # fmt: skip
+    ]
     assert list(checks.of_schedule(config)) == []
     assert list(checks.of_layout(config, 8)) == []
 
@@ -68,9 +71,11 @@ def test_the_papers_numbers():
 def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
     text = train_config.find("miniature").read_text()
     for old, new in (
-        ("iterations = 300", "itterations = 300"), ("cfg = 2.5", "cfg = 77"),
-        ("save_every", "save_evry"), ('pool = "realistic"', 'pol = "realistic"'),
-    ):  # fmt: skip
+        ("iterations = 300", "itterations = 300"),
+        ("cfg = 2.5", "cfg = 77"),
+        ("save_every", "save_evry"),
+        ('pool = "realistic"', 'pol = "realistic"'),
+    ):
         assert old in text
         text = text.replace(old, new)
     file = tmp_path / "bad.toml"
@@ -114,9 +119,15 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
         ),
         (changed("stages", 0, "phases", 0, "discriminator_head_start", 1), "but no discriminator;"),
         (
-            changed("stages", 1, "phases", [
-                {"iterations": 1, "loss": "mse", "discriminator_steps": 2}, {"iterations": 1},
-            ]),
+            changed(
+                "stages",
+                1,
+                "phases",
+                [
+                    {"iterations": 1, "loss": "mse", "discriminator_steps": 2},
+                    {"iterations": 1},
+                ],
+            ),
             "stages.1.phases.0 has discriminator_steps, but no discriminator;",
         ),
         (
@@ -128,7 +139,7 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
             "losses mse; those with mse come before",
         ),
     ],
-)  # fmt: skip
+)
 def test_impossible_schedules(table, sentence):
     assert any(sentence in problem for problem in schedule_problems(table))
 
@@ -159,9 +170,13 @@ def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, mo
     told = capsys.readouterr().err
     assert code == 2
     for sentence in (
-        "nowhere.safetensors", "missing_base was not found", "no base model 'fog'",
-        "runs/clips/plain", "runs/clips/realistic", "nothing was started",
-    ):  # fmt: skip
+        "nowhere.safetensors",
+        "missing_base was not found",
+        "no base model 'fog'",
+        "runs/clips/plain",
+        "runs/clips/realistic",
+        "nothing was started",
+    ):
         assert sentence in told
     assert not (tmp_path / "out").exists()
 

@@ -64,9 +64,10 @@ def request_for(files, tmp_path):
     def make(**options) -> MotionRequest:
         small = {"frames": 4, "iterations": 4, "batch": 2, "warmup": 1, "ema": 0.0}
         places = {
-            "data": str(files / "videos"), "base": files / "v_prediction",
+            "data": str(files / "videos"),
+            "base": files / "v_prediction",
             "out": tmp_path / "out.safetensors",
-        }  # fmt: skip
+        }
         return MotionRequest(**{**places, **small, **options})
 
     return make
@@ -158,9 +159,12 @@ def test_frames_are_encoded_as_the_base_wants_them_and_from_the_seed(files):
 
 def test_a_lora_file_merged_is_what_was_trained(files, request_for):
     request = request_for(
-        motion_module=files / "module.safetensors", lora=3, save_dtype="float32",
-        learning_rate=1e-2, iterations=6,
-    )  # fmt: skip
+        motion_module=files / "module.safetensors",
+        lora=3,
+        save_dtype="float32",
+        learning_rate=1e-2,
+        iterations=6,
+    )
     training = train_motion.prepare(request, CPU)
     before = {k: t.clone() for k, t in training.module.state_dict().items()}
     plain = predicted(training.base, training.module)
@@ -196,11 +200,22 @@ def run(files, tmp_path, capsys):
     """Call the program with small settings; returns (exit code, stdout, stderr)."""
 
     def call(*arguments, data=files / "videos"):
-        code = main([
-            "train-motion", "--data", str(data), "--base", str(files / "v_prediction"),
-            "--out", str(tmp_path / "out.safetensors"), "--frames", "4", "--batch", "2",
-            *map(str, arguments),
-        ])  # fmt: skip
+        code = main(
+            [
+                "train-motion",
+                "--data",
+                str(data),
+                "--base",
+                str(files / "v_prediction"),
+                "--out",
+                str(tmp_path / "out.safetensors"),
+                "--frames",
+                "4",
+                "--batch",
+                "2",
+                *map(str, arguments),
+            ]
+        )
         return code, *capsys.readouterr()
 
     return call
@@ -223,8 +238,10 @@ def test_the_command_trains_on_a_real_video_and_says_what_it_skipped(files, run,
     assert re.search(r"2 videos skipped: cut.mp4 \(damaged.*, silent.mp4 \(no caption\)", warned)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out.png", "out.safetensors"]
     keys = load_file(tmp_path / "out.safetensors")
-    key = ("mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0."
-           "attention_blocks.1.processor.to_out_lora.up.weight")  # fmt: skip
+    key = (
+        "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0."
+        "attention_blocks.1.processor.to_out_lora.up.weight"
+    )
     assert keys[key].shape == (64, 2)
     assert keys[key].dtype == torch.float16
     assert len(keys) == len(lora.load(tmp_path / "out.safetensors").pairs) * 2
@@ -295,8 +312,10 @@ def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
         (["--motion-module", "no.safetensors"], "the motion module no.safetensors was not found."),
         (["--lora", "4"], "a --lora changes a motion module; give the --motion-module"),
         (["--lora", "99", "--motion-module", "{module}"], "--lora 99 is no rank for this motion"),
-        (["--frames", "33", "--fps", "40", "--motion-module", "{module}"],
-         "has positions for 32 frames; lower --frames from 33."),
+        (
+            ["--frames", "33", "--fps", "40", "--motion-module", "{module}"],
+            "has positions for 32 frames; lower --frames from 33.",
+        ),
         (["--frames", "1"], "--frames must be between 2 and 1024, not 1."),
         (["--frames", "17"], "too short: 2.00 s where 2.12 s are wanted); give longer"),
         (["--width", "15"], "width must be a multiple of 2, not 15; try 16."),
@@ -304,14 +323,20 @@ def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
         (["--no-caption", "nan"], "--no-caption must be between 0 and 1, not nan."),
         (["--out", "a.ckpt"], "a.ckpt is written as .safetensors only; end it so."),
         (["--motion-module", "{text}"], "0.txt has no extension of a weights file"),
-        (["--lora", "4", "--base", "{random}", "--motion-module", "{module}"],
-         "this motion module does not fit this base model"),
+        (
+            ["--lora", "4", "--base", "{random}", "--motion-module", "{module}"],
+            "this motion module does not fit this base model",
+        ),
         (["--device", "cuda:99"], "device 'cuda:99' is not available here"),
     ],
-)  # fmt: skip
+)
 def test_errors_come_at_once_in_one_sentence(run, files, tmp_path, random, arguments, sentence):
-    places = {"tmp": tmp_path, "module": files / "module.safetensors", "random": random,
-              "text": files / "videos" / "0.txt"}  # fmt: skip
+    places = {
+        "tmp": tmp_path,
+        "module": files / "module.safetensors",
+        "random": random,
+        "text": files / "videos" / "0.txt",
+    }
     code, said, warned = run(*(a.format(**places) for a in arguments))
     assert (code, said) == (2, "")
     assert sentence in warned

@@ -8,8 +8,10 @@ from animatediff_lightning.samplers.travel import Keyframe, blend, keyframe_weig
 def test_lines_are_read_in_the_order_of_frames():
     script = "\n  8 : snow, (deep:1.2)\n\n0: a meadow\r\n15:night\n"
     assert parse(script, 16) == [
-        Keyframe(0, "a meadow"), Keyframe(8, "snow, (deep:1.2)"), Keyframe(15, "night"),
-    ]  # fmt: skip
+        Keyframe(0, "a meadow"),
+        Keyframe(8, "snow, (deep:1.2)"),
+        Keyframe(15, "night"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,15 @@ def folder(tmp_path):
     for name in ("b", "sub/a", "silent", "short"):
         write_lossless(tmp_path / f"{name}.mkv", numbered(2 if name == "short" else 8))
     shutil.copy(tmp_path / "b.mkv", tmp_path / "cut.mkv")
-    for name, caption in (("b", " two\n words "), ("sub/a", "one"), ("short", "x"), ("cut", "x"),
-                          ("empty", "x"), ("silent", " "), ("text", "x")):  # fmt: skip
+    for name, caption in (
+        ("b", " two\n words "),
+        ("sub/a", "one"),
+        ("short", "x"),
+        ("cut", "x"),
+        ("empty", "x"),
+        ("silent", " "),
+        ("text", "x"),
+    ):
         (tmp_path / f"{name}.txt").write_text(caption)
     (tmp_path / "cut.mkv").write_bytes((tmp_path / "b.mkv").read_bytes()[:200])
     (tmp_path / "empty.mp4").touch()
@@ -103,9 +110,12 @@ def test_bad_files_are_skipped_counted_and_listed(folder):
 
 @pytest.mark.parametrize(
     "table",
-    ["file_name,text\nb.mkv,from a table\n", "\ufeffText,Video\nfrom a table,b\n",
-     "videoid,contentUrl,name\nb,x,from a table\n"],
-)  # fmt: skip
+    [
+        "file_name,text\nb.mkv,from a table\n",
+        "\ufeffText,Video\nfrom a table,b\n",
+        "videoid,contentUrl,name\nb,x,from a table\n",
+    ],
+)
 def test_a_table_of_captions(folder, table):
     (folder / "b.txt").unlink()
     (folder / "captions.csv").write_text(table, encoding="utf-8")

@@ -22,8 +22,9 @@ def write_lossless(path: Path, frames: np.ndarray, fps: int = 8) -> Path:
 
 def numbered(count: int, size: int = 16) -> np.ndarray:
     """Return grey frames (count, size, size, 3), each as bright as its number."""
-    return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None],
-                           (count, size, size, 3)).copy()  # fmt: skip
+    return np.broadcast_to(
+        np.arange(count, dtype=np.uint8)[:, None, None, None], (count, size, size, 3)
+    ).copy()
 
 
 def real_video() -> Path:

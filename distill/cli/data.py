@@ -64,14 +64,26 @@ def generate(
     from ..data.generate_request import DataRequest
 
     request = DataRequest(
-        bases=tuple(base), motion_module=motion_module,
-        prompts=_prompts(prompts, miniature_captions, seed), out=out,
-        clips_per_prompt=clips_per_prompt, frames=frames,
-        sizes=tuple(parse_size(s) for s in size or ()), steps=steps, cfg=cfg,
-        sampler=sampler.value, seed=seed, flip=flip, shard_size=shard_size, at_once=at_once,
-        device=device, dtype=dtype.value, tokenizer=tokenizer, config=config,
+        bases=tuple(base),
+        motion_module=motion_module,
+        prompts=_prompts(prompts, miniature_captions, seed),
+        out=out,
+        clips_per_prompt=clips_per_prompt,
+        frames=frames,
+        sizes=tuple(parse_size(s) for s in size or ()),
+        steps=steps,
+        cfg=cfg,
+        sampler=sampler.value,
+        seed=seed,
+        flip=flip,
+        shard_size=shard_size,
+        at_once=at_once,
+        device=device,
+        dtype=dtype.value,
+        tokenizer=tokenizer,
+        config=config,
         prediction_type=prediction_type.known,
-    )  # fmt: skip
+    )
 
     from ..data import generate as data_generate
 
@@ -115,10 +127,20 @@ def import_videos(
     from ..data import import_videos as data_import
 
     request = data_import.ImportRequest(
-        videos=videos, base=base, out=out, table=table, frames=frames, fps=fps,
-        size=None if size is None else parse_size(size), flip=flip, shard_size=shard_size,
-        seed=seed, workers=workers, device=device, tokenizer=tokenizer,
-    )  # fmt: skip
+        videos=videos,
+        base=base,
+        out=out,
+        table=table,
+        frames=frames,
+        fps=fps,
+        size=None if size is None else parse_size(size),
+        flip=flip,
+        shard_size=shard_size,
+        seed=seed,
+        workers=workers,
+        device=device,
+        tokenizer=tokenizer,
+    )
     print(data_import.run(request))
 
 

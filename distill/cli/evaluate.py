@@ -50,10 +50,14 @@ def evaluate_miniature(
     from ..evaluate import miniature
 
     request = miniature.Request(
-        bases=tuple(base or ("plain",)), motion_module=motion_module,
-        steps=miniature.numbers(steps, int, "--steps"), cfgs=miniature.numbers(cfg, float, "--cfg"),
-        sampler=sampler, clips=clips, out=out,
-    )  # fmt: skip
+        bases=tuple(base or ("plain",)),
+        motion_module=motion_module,
+        steps=miniature.numbers(steps, int, "--steps"),
+        cfgs=miniature.numbers(cfg, float, "--cfg"),
+        sampler=sampler,
+        clips=clips,
+        out=out,
+    )
     print(miniature.evaluate(request))
 
 
@@ -108,11 +112,22 @@ def evaluate_fvd(
 
     cfg = cfg_of(teacher) if teacher_cfg is None else teacher_cfg
     request = FvdRequest(
-        bases=tuple(base), methods=tuple(Method.parse(m) for m in method), out=out,
-        teacher=Method(teacher, teacher_steps, cfg, "euler"), prompts=prompts, clips=clips,
-        features=features.value, i3d=i3d, seed=seed, frames=frames,
-        size=None if size is None else parse_size(size), at_once=at_once, device=device,
-        dtype=dtype.value, tokenizer=tokenizer, config=config,
+        bases=tuple(base),
+        methods=tuple(Method.parse(m) for m in method),
+        out=out,
+        teacher=Method(teacher, teacher_steps, cfg, "euler"),
+        prompts=prompts,
+        clips=clips,
+        features=features.value,
+        i3d=i3d,
+        seed=seed,
+        frames=frames,
+        size=None if size is None else parse_size(size),
+        at_once=at_once,
+        device=device,
+        dtype=dtype.value,
+        tokenizer=tokenizer,
+        config=config,
         prediction_type=prediction_type.known,
-    )  # fmt: skip
+    )
     print(fvd.run(request))

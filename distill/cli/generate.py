@@ -83,10 +83,20 @@ def generate(
         raise ValueError("give either --prompt or --prompts, not both.")
     request = ClipRequest(
         prompts=read_prompts(prompts) if prompts else tuple(prompt or ()),
-        negative_prompt=negative_prompt, steps=steps, seed=seed, frames=frames, width=width,
-        height=height, cfg=cfg, sampler=sampler.value, motion_scale=motion_scale, fps=fps, out=out,
-        context_length=context_length, context_overlap=context_overlap,
-    )  # fmt: skip
+        negative_prompt=negative_prompt,
+        steps=steps,
+        seed=seed,
+        frames=frames,
+        width=width,
+        height=height,
+        cfg=cfg,
+        sampler=sampler.value,
+        motion_scale=motion_scale,
+        fps=fps,
+        out=out,
+        context_length=context_length,
+        context_overlap=context_overlap,
+    )
     miniature = base is None or base.startswith("miniature:")
     if base is None and motion_module is not None:
         raise ValueError("--base is missing; give both, or neither to use the miniature.")
@@ -94,17 +104,23 @@ def generate(
         raise ValueError("--motion-module is missing; give both, or neither to use the miniature.")
     loras = tuple(parse_motion_lora(text) for text in motion_lora or ())
     for file, what in (
-        (None if miniature else Path(base), "base model"), (motion_module, "motion module"),
+        (None if miniature else Path(base), "base model"),
+        (motion_module, "motion module"),
         *((file, "motion LoRA") for file, _ in loras),
-    ):  # fmt: skip
+    ):
         if file is not None and not file.exists():
             raise ValueError(f"the {what} {file} was not found.")
 
     from ..generate import ModelChoice, make_clips
 
     models = ModelChoice(
-        base, motion_module, motion_loras=loras, tokenizer=tokenizer, config=config,
-        device=device, dtype=dtype.value,
+        base,
+        motion_module,
+        motion_loras=loras,
+        tokenizer=tokenizer,
+        config=config,
+        device=device,
+        dtype=dtype.value,
         prediction_type=prediction_type.known,
-    )  # fmt: skip
+    )
     make_clips(request, models)

@@ -102,7 +102,13 @@ def probe(
 def _again_under_torchrun(processes: int) -> int:
     """Run this very command under torchrun; two one-thread processes beat two threads."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", "-m", "animatediff_lightning.distill", *sys.argv[1:],
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "animatediff_lightning.distill",
+        *sys.argv[1:],
+    ]
     return subprocess.call(command, env=os.environ | {"OMP_NUM_THREADS": "1"})

@@ -81,14 +81,36 @@ def train_motion(
     from ..train_motion.request import MotionRequest
 
     request = MotionRequest(
-        data=data, base=base, out=out, motion_module=motion_module, lora=lora, frames=frames,
-        fps=fps, width=width, height=width if height is None else height, iterations=iterations,
-        batch=batch, accumulate=accumulate, learning_rate=learning_rate, warmup=warmup,
-        no_caption=no_caption, high_noise=high_noise, ema=ema, clip=clip, seed=seed,
-        save_every=save_every, work=work, workers=workers, sample=sample, device=device,
-        dtype=dtype.value, save_dtype=save_dtype.value, tokenizer=tokenizer, config=config,
+        data=data,
+        base=base,
+        out=out,
+        motion_module=motion_module,
+        lora=lora,
+        frames=frames,
+        fps=fps,
+        width=width,
+        height=width if height is None else height,
+        iterations=iterations,
+        batch=batch,
+        accumulate=accumulate,
+        learning_rate=learning_rate,
+        warmup=warmup,
+        no_caption=no_caption,
+        high_noise=high_noise,
+        ema=ema,
+        clip=clip,
+        seed=seed,
+        save_every=save_every,
+        work=work,
+        workers=workers,
+        sample=sample,
+        device=device,
+        dtype=dtype.value,
+        save_dtype=save_dtype.value,
+        tokenizer=tokenizer,
+        config=config,
         prediction_type=prediction_type.known,
-    )  # fmt: skip
+    )
 
     from ..train_motion.run import run
 

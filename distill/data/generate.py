@@ -96,10 +96,13 @@ class Studio:
         if name != self._name:
             self._base = None  # before the next takes its memory
             self._base = load_base(
-                base_path(name), config=self.request.config, tokenizer=self.request.tokenizer,
-                prediction_type=self.request.prediction_type, device=self._device,
+                base_path(name),
+                config=self.request.config,
+                tokenizer=self.request.tokenizer,
+                prediction_type=self.request.prediction_type,
+                device=self._device,
                 dtype=self._dtype,
-            )  # fmt: skip
+            )
             self._name = name
             self._warn_of_latents(name, self._base)
         return self._base
@@ -174,10 +177,17 @@ def _members(request: DataRequest, work: Path, clip: Clip) -> Iterator[tuple[str
     yield f"{clip.key}.{latent_shards.CAPTION}", clip.prompt.encode()
     asked = clip.request
     told = {
-        "base": clip.base, "motion_module": request.motion_module, "prompt": clip.prompt,
-        "seed": asked.seed, "frames": asked.frames, "width": asked.width, "height": asked.height,
-        "steps": asked.steps, "cfg": asked.cfg, "sampler": asked.sampler,
-    }  # fmt: skip
+        "base": clip.base,
+        "motion_module": request.motion_module,
+        "prompt": clip.prompt,
+        "seed": asked.seed,
+        "frames": asked.frames,
+        "width": asked.width,
+        "height": asked.height,
+        "steps": asked.steps,
+        "cfg": asked.cfg,
+        "sampler": asked.sampler,
+    }
     yield f"{clip.key}.json", json.dumps(told).encode()
 
 

@@ -62,9 +62,16 @@ class DataRequest:
     ) -> ClipRequest:
         """Return what is asked of a single clip."""
         return ClipRequest(
-            tuple(prompts), steps=self.steps, seed=seed, frames=self.frames, width=width,
-            height=height, cfg=self.cfg, sampler=self.sampler, out=self.out / "clip.mp4",
-        )  # fmt: skip
+            tuple(prompts),
+            steps=self.steps,
+            seed=seed,
+            frames=self.frames,
+            width=width,
+            height=height,
+            cfg=self.cfg,
+            sampler=self.sampler,
+            out=self.out / "clip.mp4",
+        )
 
     def fingerprint(self) -> dict:
         """Return what the clips depend on, as JSON knows it."""

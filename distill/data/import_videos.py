@@ -67,9 +67,14 @@ class ImportRequest:
 
     def clip(self, width: int | None, height: int | None) -> ClipRequest:
         return ClipRequest(
-            ("any",), frames=self.frames, fps=self.fps, width=width, height=height, seed=self.seed,
+            ("any",),
+            frames=self.frames,
+            fps=self.fps,
+            width=width,
+            height=height,
+            seed=self.seed,
             out=self.out / "clip.mp4",
-        )  # fmt: skip
+        )
 
     def shape(self, base: BaseModel) -> ClipShape:
         """Return what clips are cut to; ValueError for a size that is no multiple of a latent."""
@@ -150,9 +155,13 @@ def _task(
 
 
 def _make_shard(
-    request: ImportRequest, base: BaseModel, readers: Readers, number: int,
-    names: Sequence[str], tasks: Sequence[Task],
-) -> None:  # fmt: skip
+    request: ImportRequest,
+    base: BaseModel,
+    readers: Readers,
+    number: int,
+    names: Sequence[str],
+    tasks: Sequence[Task],
+) -> None:
     """Write a shard of the videos that can be read, and after it why the others cannot."""
     bad: dict[str, str] = {}
 

@@ -3,9 +3,12 @@
 import re
 
 _OTHER = {
-    "left": "right", "right": "left",
-    "clockwise": "counterclockwise", "counterclockwise": "clockwise", "anticlockwise": "clockwise",
-}  # fmt: skip
+    "left": "right",
+    "right": "left",
+    "clockwise": "counterclockwise",
+    "counterclockwise": "clockwise",
+    "anticlockwise": "clockwise",
+}
 # "right" and "left" in these tell no side
 _NO_SIDE = (
     r"(?<!\ball )\bright(?! (?:now|away|here|there|angles?|after|before|next to|in front)\b)"

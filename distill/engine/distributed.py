@@ -79,9 +79,12 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
-        module, device_ids=device_ids, gradient_as_bucket_view=True, find_unused_parameters=True,
+        module,
+        device_ids=device_ids,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=True,
         **{buffers: False},
-    )  # fmt: skip
+    )
 
 
 def no_sync(module: nn.Module) -> contextlib.AbstractContextManager:

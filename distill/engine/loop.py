@@ -81,9 +81,14 @@ def train(
     step, losses = _resume(file, weights, average, optimizer, options)
     saved = time.monotonic()
     bar = tqdm(
-        total=options.iterations, initial=step, desc=name, unit="step", disable=None,
-        position=0, mininterval=2,
-    )  # fmt: skip
+        total=options.iterations,
+        initial=step,
+        desc=name,
+        unit="step",
+        disable=None,
+        position=0,
+        mininterval=2,
+    )
     with stop_signal() as stop_wanted, bar:
         while step < options.iterations:
             losses = [*losses[-99:], _optimise(weights, optimizer, loss_of_step, step, options)]
@@ -165,9 +170,12 @@ def _save(
 ) -> None:
     if distributed.rank() == 0:
         content = {
-            "step": step, "losses": losses, "average": average, "optimizer": optimizer.state_dict(),
+            "step": step,
+            "losses": losses,
+            "average": average,
+            "optimizer": optimizer.state_dict(),
             "weights": {k: p.detach() for k, p in weights.items()},
-        }  # fmt: skip
+        }
         with atomic_path(file) as temporary:
             torch.save(content, temporary)
 

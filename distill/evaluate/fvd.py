@@ -69,9 +69,11 @@ def run(request: FvdRequest) -> str:
 
 
 def check(
-    request: FvdRequest, methods: Sequence[Method], prompts: Sequence[str],
+    request: FvdRequest,
+    methods: Sequence[Method],
+    prompts: Sequence[str],
     modules: Iterable[MotionCheckpoint],
-) -> None:  # fmt: skip
+) -> None:
     """Raise ValueError for base models, modules and prompts that do not go together."""
     for method in methods:
         request.clip(method)  # raises for steps out of range
@@ -83,8 +85,10 @@ def check(
             check_fit(known, unet, request.frames)
         for prompt in prompts if is_miniature(name) else ():
             world.check_prompt(prompt)
-    for what, names in (("base models", [_short(b) for b in request.bases]),
-                        ("methods", [m.label for m in methods])):  # fmt: skip
+    for what, names in (
+        ("base models", [_short(b) for b in request.bases]),
+        ("methods", [m.label for m in methods]),
+    ):
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
             raise ValueError(f"two {what} are called {twice}; give each once, or rename a file.")
@@ -96,12 +100,17 @@ def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> No
     dtype: what is computed in, for clips of another one are other clips.
     """
     told = {
-        "prompts": list(prompts), "seed": request.seed, "frames": request.frames,
-        "size": request.size and list(request.size), "probe": request.uses_probe,
-        "at_once": request.at_once, "dtype": str(dtype).removeprefix("torch."),
-        "config": request.config and str(request.config), "predicts": request.prediction_type,
+        "prompts": list(prompts),
+        "seed": request.seed,
+        "frames": request.frames,
+        "size": request.size and list(request.size),
+        "probe": request.uses_probe,
+        "at_once": request.at_once,
+        "dtype": str(dtype).removeprefix("torch."),
+        "config": request.config and str(request.config),
+        "predicts": request.prediction_type,
         "teacher_cfg": request.teacher.cfg,
-    }  # fmt: skip
+    }
     folder_record.claim(request.out / RECORD, told, "clips")
 
 
@@ -125,11 +134,16 @@ class Bench:
             found, shown = self.measure(base, name, method, 0)
             sheet.append(shown)
             yield {
-                "base": _short(name), "motion_module": method.name, "sampler": method.sampler,
-                "steps": method.steps, "cfg": f"{method.cfg:g}",
-                "evaluations": method.evaluations, "n": len(found),
-                "fvd": f"{frechet.between(wanted, found):.4g}", "floor": f"{floor:.4g}",
-            }  # fmt: skip
+                "base": _short(name),
+                "motion_module": method.name,
+                "sampler": method.sampler,
+                "steps": method.steps,
+                "cfg": f"{method.cfg:g}",
+                "evaluations": method.evaluations,
+                "n": len(found),
+                "fvd": f"{frechet.between(wanted, found):.4g}",
+                "floor": f"{floor:.4g}",
+            }
         _draw_sheet(self.request.out / f"{_short(name)}.png", sheet)
 
     def measure(
@@ -147,8 +161,14 @@ class Bench:
         loaded = base()
         module = self._module(method)
         step = self.request.at_once
-        bar = tqdm(total=len(self.prompts), desc=f"{_short(name)}, {label}", unit="clip",
-                   initial=len(features), disable=None, leave=False)  # fmt: skip
+        bar = tqdm(
+            total=len(self.prompts),
+            desc=f"{_short(name)}, {label}",
+            unit="clip",
+            initial=len(features),
+            disable=None,
+            leave=False,
+        )
         with bar:
             for first in range(len(features), len(self.prompts), step):
                 clips = self._clips(loaded, module, method, first, shift)
@@ -175,9 +195,13 @@ class Bench:
 
     def _load(self, name: str) -> BaseModel:
         return load_base(
-            base_path(name), config=self.request.config, tokenizer=self.request.tokenizer,
-            prediction_type=self.request.prediction_type, device=self._device, dtype=self.dtype,
-        )  # fmt: skip
+            base_path(name),
+            config=self.request.config,
+            tokenizer=self.request.tokenizer,
+            prediction_type=self.request.prediction_type,
+            device=self._device,
+            dtype=self.dtype,
+        )
 
     def _module(self, method: Method) -> MotionModule:
         known = checkpoint.load(motion_module_path(method.motion_module))

@@ -147,6 +147,13 @@ class FvdRequest:
         """Return what is asked of a clip by a method."""
         width, height = self.size or (None, None)
         return ClipRequest(
-            ("any",), steps=method.steps, cfg=method.cfg, sampler=method.sampler, seed=self.seed,
-            frames=self.frames, width=width, height=height, out=self.out / "clip.mp4",
-        )  # fmt: skip
+            ("any",),
+            steps=method.steps,
+            cfg=method.cfg,
+            sampler=method.sampler,
+            seed=self.seed,
+            frames=self.frames,
+            width=width,
+            height=height,
+            out=self.out / "clip.mp4",
+        )

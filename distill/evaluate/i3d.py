@@ -78,11 +78,13 @@ class Unit(nn.Sequential):
     """A convolution with SAME padding, and a ReLU."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1) -> None:
-        super().__init__(OrderedDict(
-            pad=SamePad((kernel,) * 3, (stride,) * 3),
-            conv=nn.Conv3d(channels, out, kernel, stride),
-            relu=nn.ReLU(),
-        ))  # fmt: skip
+        super().__init__(
+            OrderedDict(
+                pad=SamePad((kernel,) * 3, (stride,) * 3),
+                conv=nn.Conv3d(channels, out, kernel, stride),
+                relu=nn.ReLU(),
+            )
+        )
 
 
 class Pool(SamePad):
@@ -106,18 +108,21 @@ class Mixed(nn.ModuleDict):
     """An inception block: four branches side by side, joined along the channels."""
 
     def __init__(self, channels: int, out: Sequence[int]) -> None:
-        super().__init__({
-            "Branch_0": _chain(Conv3d_0a_1x1=Unit(channels, out[0], 1)),
-            "Branch_1": _chain(
-                Conv3d_0a_1x1=Unit(channels, out[1], 1), Conv3d_0b_3x3=Unit(out[1], out[2], 3)
-            ),
-            "Branch_2": _chain(
-                Conv3d_0a_1x1=Unit(channels, out[3], 1), Conv3d_0b_3x3=Unit(out[3], out[4], 3)
-            ),
-            "Branch_3": _chain(
-                MaxPool3d_0a_3x3=Pool((3, 3, 3), (1, 1, 1)), Conv3d_0b_1x1=Unit(channels, out[5], 1)
-            ),
-        })  # fmt: skip
+        super().__init__(
+            {
+                "Branch_0": _chain(Conv3d_0a_1x1=Unit(channels, out[0], 1)),
+                "Branch_1": _chain(
+                    Conv3d_0a_1x1=Unit(channels, out[1], 1), Conv3d_0b_3x3=Unit(out[1], out[2], 3)
+                ),
+                "Branch_2": _chain(
+                    Conv3d_0a_1x1=Unit(channels, out[3], 1), Conv3d_0b_3x3=Unit(out[3], out[4], 3)
+                ),
+                "Branch_3": _chain(
+                    MaxPool3d_0a_3x3=Pool((3, 3, 3), (1, 1, 1)),
+                    Conv3d_0b_1x1=Unit(channels, out[5], 1),
+                ),
+            }
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (n, sum of branches, f, h, w) of x (n, channels, f, h, w)."""
@@ -132,12 +137,17 @@ class I3D(nn.Module):
         mixed = {name: Mixed(*widths) for name, widths in _MIXED.items()}
         third, fourth, fifth = ({k: m for k, m in mixed.items() if k[6] == at} for at in "345")
         self.body = _chain(
-            Conv3d_1a_7x7=Unit(3, 64, 7, 2), MaxPool3d_2a_3x3=Pool((1, 3, 3), (1, 2, 2)),
-            Conv3d_2b_1x1=Unit(64, 64, 1), Conv3d_2c_3x3=Unit(64, 192, 3),
-            MaxPool3d_3a_3x3=Pool((1, 3, 3), (1, 2, 2)), **third,
-            MaxPool3d_4a_3x3=Pool((3, 3, 3), (2, 2, 2)), **fourth,
-            MaxPool3d_5a_2x2=Pool((2, 2, 2), (2, 2, 2)), **fifth,
-        )  # fmt: skip
+            Conv3d_1a_7x7=Unit(3, 64, 7, 2),
+            MaxPool3d_2a_3x3=Pool((1, 3, 3), (1, 2, 2)),
+            Conv3d_2b_1x1=Unit(64, 64, 1),
+            Conv3d_2c_3x3=Unit(64, 192, 3),
+            MaxPool3d_3a_3x3=Pool((1, 3, 3), (1, 2, 2)),
+            **third,
+            MaxPool3d_4a_3x3=Pool((3, 3, 3), (2, 2, 2)),
+            **fourth,
+            MaxPool3d_5a_2x2=Pool((2, 2, 2), (2, 2, 2)),
+            **fifth,
+        )
         self.Logits = _chain(Conv3d_0c_1x1=_chain(conv=nn.Conv3d(1024, CLASSES, 1)))
 
     def forward(self, video: Tensor) -> Tensor:

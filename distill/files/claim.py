@@ -23,9 +23,10 @@ def claim(
             return
         counts = begun or {}
         other = [
-            key for key in wanted
+            key
+            for key in wanted
             if _first(found.get(key), counts.get(key)) != _first(wanted[key], counts.get(key))
-        ]  # fmt: skip
+        ]
         if other:
             raise ValueError(
                 f"{file.parent} holds {what} with other {', '.join(other)}; go on with the same "

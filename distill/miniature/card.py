@@ -70,16 +70,28 @@ def write(
     """Return the card's text; `gates` is the folder of a build's gate reports."""
     unet = models.unet()
     return _TEXT.format(
-        words=len(world.vocabulary()), vocabulary=", ".join(world.vocabulary()), size=world.SIZE,
-        frames=world.FRAMES, trained=len(world.trained_combinations()),
+        words=len(world.vocabulary()),
+        vocabulary=", ".join(world.vocabulary()),
+        size=world.SIZE,
+        frames=world.FRAMES,
+        trained=len(world.trained_combinations()),
         all=len(world.trained_combinations()) + len(world.held_out_combinations()),
-        names=", ".join(styles.STYLES), unet=_count(unet), text=_count(models.text_encoder()),
-        motion=_count(models.motion_module(unet)), heads=models.HEADS, cfg=cfg,
-        steps=recipe.teacher_steps, clips=recipe.gate_clips, other=recipe.other_clips,
-        dropped=recipe.motion.no_caption, training="\n".join(_training(recipe)),
-        gates="\n".join(_gates(gates)), probe=_count(probe.Probe()),
-        probe_steps=probe.LOOP.iterations, students=_distilled(students),
-    )  # fmt: skip
+        names=", ".join(styles.STYLES),
+        unet=_count(unet),
+        text=_count(models.text_encoder()),
+        motion=_count(models.motion_module(unet)),
+        heads=models.HEADS,
+        cfg=cfg,
+        steps=recipe.teacher_steps,
+        clips=recipe.gate_clips,
+        other=recipe.other_clips,
+        dropped=recipe.motion.no_caption,
+        training="\n".join(_training(recipe)),
+        gates="\n".join(_gates(gates)),
+        probe=_count(probe.Probe()),
+        probe_steps=probe.LOOP.iterations,
+        students=_distilled(students),
+    )
 
 
 def _training(recipe: Recipe) -> Iterable[str]:

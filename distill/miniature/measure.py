@@ -51,10 +51,16 @@ def measure(clips: Tensor) -> Measured:
     heading = _heading(strength, mass)
     kind, size = _shape(strength, peak, heading)
     return Measured(
-        colour=_colour(offset, mass), kind=kind, size=size, heading=heading,
-        motion=_motion(centres), style=_style(rgb, mass), jerk=_jerk(centres),
-        chroma=peak.mean(1), centres=centres,
-    )  # fmt: skip
+        colour=_colour(offset, mass),
+        kind=kind,
+        size=size,
+        heading=heading,
+        motion=_motion(centres),
+        style=_style(rgb, mass),
+        jerk=_jerk(centres),
+        chroma=peak.mean(1),
+        centres=centres,
+    )
 
 
 def follows_path(found: Measured, scenes: world.Scenes) -> Tensor:
@@ -125,10 +131,14 @@ def _shape(strength: Tensor, peak: Tensor, heading: Tensor) -> tuple[Tensor, Ten
     """Return kind and size: of all that face the measured heading, the one that overlaps most."""
     covered = (strength / (_FULL_OF_PEAK * peak).clamp(min=_FLOOR)[..., None, None]).clamp(max=1)
     covered = (covered - _FLOOR_OF_PEAK).clamp(min=0) / (1 - _FLOOR_OF_PEAK)
-    overlaps = torch.stack([
-        _overlap(covered, _template(kind, size, heading.clamp(min=0), _centres(covered)))
-        for kind in range(len(world.KINDS)) for size in range(len(world.SIZES))
-    ], dim=1)  # fmt: skip
+    overlaps = torch.stack(
+        [
+            _overlap(covered, _template(kind, size, heading.clamp(min=0), _centres(covered)))
+            for kind in range(len(world.KINDS))
+            for size in range(len(world.SIZES))
+        ],
+        dim=1,
+    )
     best = _or_nothing(overlaps.argmax(1), covered.flatten(1).sum(1) > 0)
     size = torch.where(best < 0, best, best % len(world.SIZES))
     return best.div(len(world.SIZES), rounding_mode="floor"), size

@@ -64,9 +64,9 @@ def chance(scenes: world.Scenes, style: str) -> dict[str, float]:
     generator = torch.Generator().manual_seed(_PROMPT_SEED + 1)
     order = torch.randperm(len(scenes), generator=generator)
     names = list(styles.STYLES)
-    clips = torch.cat([
-        true_clips(scenes[i : i + 1], names[n % len(names)]) for n, i in enumerate(order.tolist())
-    ])  # fmt: skip
+    clips = torch.cat(
+        [true_clips(scenes[i : i + 1], names[n % len(names)]) for n, i in enumerate(order.tolist())]
+    )
     found = summary(score(clips, scenes, style))
     measured = measure.measure(clips)
     by_luck = (measured.heading == measured.motion.roll(1)).float().mean().item()

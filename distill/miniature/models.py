@@ -27,12 +27,16 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 def unet() -> UNet2DConditionModel:
     """Return a new UNet: attention on the first level and in the middle, plain on the second."""
     return UNet2DConditionModel(
-        sample_size=world.SIZE // 2, in_channels=12, out_channels=12,
-        block_out_channels=CHANNELS, layers_per_block=2,
+        sample_size=world.SIZE // 2,
+        in_channels=12,
+        out_channels=12,
+        block_out_channels=CHANNELS,
+        layers_per_block=2,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH, attention_head_dim=HEADS,
-    )  # fmt: skip
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=HEADS,
+    )
 
 
 def motion_module(image_unet: UNet2DConditionModel) -> MotionModule:
@@ -44,10 +48,16 @@ def text_encoder() -> CLIPTextModel:
     """Return a new two-layer CLIP text encoder for the world's words."""
     size = len(_tokens())
     config = CLIPTextConfig(
-        vocab_size=size, hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH,
-        num_hidden_layers=2, num_attention_heads=HEADS, max_position_embeddings=TOKENS,
-        bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
-    )  # fmt: skip
+        vocab_size=size,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        max_position_embeddings=TOKENS,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
     return CLIPTextModel(config)
 
 
@@ -57,9 +67,13 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(_tokens())}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *_merges(), ""]))
     config = {
-        "tokenizer_class": "CLIPTokenizer", "model_max_length": TOKENS,
-        "bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END,
-    }  # fmt: skip
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": TOKENS,
+        "bos_token": _START,
+        "eos_token": _END,
+        "unk_token": _END,
+        "pad_token": _END,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -71,8 +85,9 @@ def write_base(folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPText
     PixelUnshuffleVAE().save_config(folder / "vae")
     (folder / "scheduler").mkdir(exist_ok=True)
     scheduler = sd15_config.SCHEDULER | {
-        "beta_schedule": "linear", "prediction_type": "v_prediction"
-    }  # fmt: skip
+        "beta_schedule": "linear",
+        "prediction_type": "v_prediction",
+    }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
     index = sd15_config.MODEL_INDEX | {
         "vae": [PixelUnshuffleVAE.__module__.rpartition(".")[0], "PixelUnshuffleVAE"]

@@ -32,9 +32,7 @@ def pack(
         if style == styles.F0:
             _save_half(made.text_encoder, target / shipped.TEXT_ENCODER)
     module = checkpoint.load(folders.motion_module).build(dtype=torch.float16)
-    metadata = {
-        "family": "AnimateDiff (miniature)", "steps": 0, "cfg": teacher_cfg(folders)
-    }  # fmt: skip
+    metadata = {"family": "AnimateDiff (miniature)", "steps": 0, "cfg": teacher_cfg(folders)}
     checkpoint.save(module, target / shipped.MOTION_MODULE, metadata=metadata)
     for report in sorted((build / "gates").glob("*.json")):
         with atomic_path(target / "gates" / report.name) as temporary:

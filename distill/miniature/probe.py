@@ -43,11 +43,18 @@ class Probe(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv3d(3, 20, 4, stride=2, padding=1), nn.SiLU(),
-            nn.Conv3d(20, 40, 3, stride=2, padding=1), nn.GroupNorm(4, 40), nn.SiLU(),
-            nn.Conv3d(40, 56, 3, stride=2, padding=1), nn.GroupNorm(4, 56), nn.SiLU(),
-            nn.Flatten(), nn.Linear(56 * 8, WIDTH), nn.SiLU(),
-        )  # fmt: skip
+            nn.Conv3d(3, 20, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv3d(20, 40, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 40),
+            nn.SiLU(),
+            nn.Conv3d(40, 56, 3, stride=2, padding=1),
+            nn.GroupNorm(4, 56),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(56 * 8, WIDTH),
+            nn.SiLU(),
+        )
         self.heads = nn.ModuleDict({k: nn.Linear(WIDTH, count) for k, count in FACTORS.items()})
 
     def features(self, clips: Tensor) -> Tensor:

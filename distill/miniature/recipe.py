@@ -44,13 +44,18 @@ RECIPES = {
         first_base=Stage(LoopOptions(5000, 2e-3, ema=0.998), batch=64, high_noise=1.25),
         other_bases=Stage(LoopOptions(400, 1.5e-3, ema=0.99), batch=64, high_noise=1.25),
         motion=Stage(LoopOptions(10000, 1.5e-3, ema=0.999), batch=8, high_noise=1.5),
-        gate_clips=200, other_clips=48,
+        gate_clips=200,
+        other_clips=48,
     ),
     # for tests of the pipeline: a minute, far from passing a gate, and often saved
     "quick": Recipe(
         first_base=Stage(_quick(24), batch=8, high_noise=1.25),
         other_bases=Stage(_quick(8), batch=8, high_noise=1.25),
         motion=Stage(_quick(12), batch=2, high_noise=1.5),
-        gate_clips=2, other_clips=2, teacher_steps=2, gated=False, styles=("plain", "toon"),
+        gate_clips=2,
+        other_clips=2,
+        teacher_steps=2,
+        gated=False,
+        styles=("plain", "toon"),
     ),
-}  # fmt: skip
+}

@@ -85,10 +85,12 @@ def _coverages(scenes: Scenes, centres: Tensor, style: Style) -> tuple[Tensor, T
 
 def _palette(style: Style) -> Tensor:
     """Return the sprite colours of a style, (colours, 3), in [0, 1]."""
-    return torch.tensor([
-        colorsys.hsv_to_rgb((degrees + style.hue) % 360 / 360, style.saturation, style.value)
-        for degrees in world.COLOURS.values()
-    ])  # fmt: skip
+    return torch.tensor(
+        [
+            colorsys.hsv_to_rgb((degrees + style.hue) % 360 / 360, style.saturation, style.value)
+            for degrees in world.COLOURS.values()
+        ]
+    )
 
 
 def _background(scenes: Scenes, style: Style, generator: torch.Generator) -> Tensor:

@@ -42,20 +42,30 @@ class Setting:
 
 @torch.inference_mode()
 def sample(
-    base: BaseModel, module: MotionModule | None, captions: Sequence[str], setting: Setting,
-    first_seed: int = 0, frames: int = world.FRAMES,
-) -> Tensor:  # fmt: skip
+    base: BaseModel,
+    module: MotionModule | None,
+    captions: Sequence[str],
+    setting: Setting,
+    first_seed: int = 0,
+    frames: int = world.FRAMES,
+) -> Tensor:
     """Return one clip a caption, (n, frames, 3, h, w) in [-1, 1]; caption i has seed first + i.
 
     Without a motion module every frame is an image of its own.
     """
     size = base.unet.config.sample_size
-    x = torch.cat([
-        torch.randn(
-            frames, base.latent_channels, size, size, generator=torch.Generator().manual_seed(seed)
-        )
-        for seed in range(first_seed, first_seed + len(captions))
-    ])  # fmt: skip
+    x = torch.cat(
+        [
+            torch.randn(
+                frames,
+                base.latent_channels,
+                size,
+                size,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for seed in range(first_seed, first_seed + len(captions))
+        ]
+    )
     predict_eps = generate.clips_predictor(base, captions, cfg=setting.cfg)
     injection = inject(base.unet, module, num_frames=frames) if module is not None else None
     try:
@@ -77,10 +87,12 @@ def sample_all(
     captions = scenes.captions()
     starts = range(0, len(captions), _CLIPS_AT_ONCE)
     label = f"{setting.base}, {setting.steps} steps, cfg {setting.cfg:g}"
-    return torch.cat([
-        sample(base, module, captions[i : i + _CLIPS_AT_ONCE], setting, first_seed=i)
-        for i in tqdm(starts, desc=label, disable=None, leave=False)
-    ])  # fmt: skip
+    return torch.cat(
+        [
+            sample(base, module, captions[i : i + _CLIPS_AT_ONCE], setting, first_seed=i)
+            for i in tqdm(starts, desc=label, disable=None, leave=False)
+        ]
+    )
 
 
 def row(

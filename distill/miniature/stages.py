@@ -32,9 +32,12 @@ class Words:
         for caption in captions:
             if caption not in self._known:
                 self._known[caption] = self._tokenizer(
-                    caption, padding="max_length", max_length=self._length, truncation=True,
+                    caption,
+                    padding="max_length",
+                    max_length=self._length,
+                    truncation=True,
                     return_tensors="pt",
-                ).input_ids[0]  # fmt: skip
+                ).input_ids[0]
         return torch.stack([self._known[c] for c in captions])
 
 
@@ -83,9 +86,13 @@ def motion_loss(
         with torch.no_grad():
             text = base.text_encoder(words(captions[mine])).last_hidden_state
         return denoising_loss(
-            base.unet, x0[mine].flatten(0, 1), text.repeat_interleave(world.FRAMES, 0),
-            t[mine].repeat_interleave(world.FRAMES), eps[mine].flatten(0, 1), base.prediction_type,
-        )  # fmt: skip
+            base.unet,
+            x0[mine].flatten(0, 1),
+            text.repeat_interleave(world.FRAMES, 0),
+            t[mine].repeat_interleave(world.FRAMES),
+            eps[mine].flatten(0, 1),
+            base.prediction_type,
+        )
 
     return loss, injection
 

@@ -49,9 +49,13 @@ class Scenes:
     def captions(self) -> list[str]:
         """Return the caption of each clip, such as "a big red fish swimming left"."""
         words = zip(
-            self.colour.tolist(), self.kind.tolist(), self.size.tolist(),
-            self.direction.tolist(), self.says_size.tolist(), strict=True,
-        )  # fmt: skip
+            self.colour.tolist(),
+            self.kind.tolist(),
+            self.size.tolist(),
+            self.direction.tolist(),
+            self.says_size.tolist(),
+            strict=True,
+        )
         return [caption(c, k, d, s if told else None) for c, k, s, d, told in words]
 
     def centres(self, frames: int = FRAMES) -> Tensor:
@@ -91,9 +95,13 @@ def draw(count: int, generator: torch.Generator, held_out: bool = False) -> Scen
 
 
 def place(
-    colour: Tensor, kind: Tensor, size: Tensor, direction: Tensor, says_size: Tensor,
+    colour: Tensor,
+    kind: Tensor,
+    size: Tensor,
+    direction: Tensor,
+    says_size: Tensor,
     generator: torch.Generator,
-) -> Scenes:  # fmt: skip
+) -> Scenes:
     """Draw where scenes start and how fast they go, so that they stay in the frame."""
     count = len(colour)
     shortest, longest = DISTANCES

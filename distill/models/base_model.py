@@ -142,9 +142,12 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> Tensor:
     The last hidden state behind the final norm, padded and cut to the encoder's length.
     """
     ids = base.tokenizer(
-        list(prompts), padding="max_length", max_length=base.max_tokens, truncation=True,
+        list(prompts),
+        padding="max_length",
+        max_length=base.max_tokens,
+        truncation=True,
         return_tensors="pt",
-    ).input_ids  # fmt: skip
+    ).input_ids
     return base.text_encoder(ids.to(base.device)).last_hidden_state.to(base.dtype)
 
 
@@ -211,8 +214,10 @@ def _load_file(
         pipeline = StableDiffusionPipeline.from_single_file(
             str(path),
             config=str(config or sd15_config.write(Path(folder))),
-            tokenizer=words, safety_checker=None, feature_extractor=None,
-        )  # fmt: skip
+            tokenizer=words,
+            safety_checker=None,
+            feature_extractor=None,
+        )
     return BaseModel(
         name=path.stem,
         unet=pipeline.unet,

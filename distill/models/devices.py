@@ -35,6 +35,4 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of that name, for "auto" float16 on a GPU and float32 on the CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.float16
-    return {
-        "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16
-    }[name]  # fmt: skip
+    return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[name]

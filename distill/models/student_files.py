@@ -11,8 +11,17 @@ METHODS = {
     "mse": "progressive distillation by MSE, without a discriminator",
     "consistency": "consistency distillation as AnimateLCM's, arXiv 2402.00769",
 }
-RECORDED = ("teacher_steps", "iterations", "loss", "training", "bases", "frames", "global_batch",
-         "seed", "norm_scope")  # fmt: skip
+RECORDED = (
+    "teacher_steps",
+    "iterations",
+    "loss",
+    "training",
+    "bases",
+    "frames",
+    "global_batch",
+    "seed",
+    "norm_scope",
+)
 
 
 def files(run: Path) -> list[Path]:

@@ -64,9 +64,12 @@ def generate_latents(
 
 @torch.inference_mode()
 def generate_clips(
-    base: BaseModel, motion_module: MotionModule, prompts: Sequence[str], seeds: Sequence[int],
+    base: BaseModel,
+    motion_module: MotionModule,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     request: ClipRequest,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Return clean latents (clips, frames, channels, h, w), float32, of clips that run together.
 
     Each has its own prompt and seed in place of the request's, which must be sized and have no

@@ -131,9 +131,13 @@ def make(
         found.append(draws)
         captions.append("" if draws.drop_caption else caption)
     return Batch(
-        slot, torch.stack(x_t), tuple(d.position for d in found), tuple(captions),
-        tuple(d.renoise for d in found), torch.stack(noises),
-    )  # fmt: skip
+        slot,
+        torch.stack(x_t),
+        tuple(d.position for d in found),
+        tuple(captions),
+        tuple(d.renoise for d in found),
+        torch.stack(noises),
+    )
 
 
 def draw(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Generator) -> Draws:

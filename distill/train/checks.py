@@ -16,9 +16,11 @@ from .run_folder import RunFolder
 
 # keys of a phase that its discriminator alone reads
 _OF_DISCRIMINATOR = (
-    "discriminator_learning_rate", "discriminator_steps", "discriminator_head_start",
+    "discriminator_learning_rate",
+    "discriminator_steps",
+    "discriminator_head_start",
     "renoise_weights",
-)  # fmt: skip
+)
 
 
 def check(config: TrainConfig, world_size: int) -> dict[str, ClipPool]:

@@ -243,9 +243,10 @@ def _innermost(errors: list[dict]) -> list[dict]:
     """Return the errors without those that only repeat what is wrong deeper inside."""
     places = [e["loc"] for e in errors]
     return [
-        e for e in errors
+        e
+        for e in errors
         if not any(p != e["loc"] and p[: len(e["loc"])] == e["loc"] for p in places)
-    ]  # fmt: skip
+    ]
 
 
 def _sentence(error: dict) -> str:
@@ -263,9 +264,12 @@ def _sentence(error: dict) -> str:
 def _known_keys(location: tuple) -> list[str]:
     """Return the keys of the table at a place of the file; indices and pool names lead nowhere."""
     tables = {
-        "pools": Pool, "slots": Slot, "stages": Stage, "phases": Phase,
+        "pools": Pool,
+        "slots": Slot,
+        "stages": Stage,
+        "phases": Phase,
         "discriminator": DiscriminatorTable,
-    }  # fmt: skip
+    }
     found: type[BaseModel] = TrainConfig
     for part in location:
         found = tables.get(part, found)

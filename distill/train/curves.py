@@ -14,9 +14,19 @@ from ...motion_module.files import atomic_path
 from .run_folder import Place
 
 COLUMNS = (
-    "stage", "phase", "iteration", "loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_gap",
-    "norm_d", "norm_g", "seconds", "peak_gib",
-)  # fmt: skip
+    "stage",
+    "phase",
+    "iteration",
+    "loss_d",
+    "loss_g",
+    "d_on_teacher",
+    "d_on_student",
+    "d_gap",
+    "norm_d",
+    "norm_g",
+    "seconds",
+    "peak_gib",
+)
 
 
 class Curves:

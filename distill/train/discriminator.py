@@ -84,10 +84,11 @@ class Head(nn.Module):
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv3d(before, after, 4, stride=2, padding=1),
-                nn.GroupNorm(groups, after), nn.SiLU(),
+                nn.GroupNorm(groups, after),
+                nn.SiLU(),
             )
             for before, after in itertools.pairwise(widths)
-        )  # fmt: skip
+        )
         self.out = nn.Conv3d(channels, 1, 1)
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):
@@ -115,9 +116,14 @@ class Discriminator(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, *, conditional: bool, head_channels: int, head_blocks: int,
+        self,
+        encoder: Encoder,
+        *,
+        conditional: bool,
+        head_channels: int,
+        head_blocks: int,
         generator: torch.Generator,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.encoder, self.conditional = encoder, conditional
         joined = encoder.channels * (2 if conditional else 1)

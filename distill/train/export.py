@@ -80,7 +80,10 @@ def _card(name: str, found: list[MotionCheckpoint]) -> str:
     use = [_USE] if losses != ["consistency"] else []
     use += [_USE_OF_CONSISTENCY] if "consistency" in losses else []
     return _TEXT.format(
-        name=name, rows="\n".join(rows), use="\n".join(use),
+        name=name,
+        rows="\n".join(rows),
+        use="\n".join(use),
         methods="; ".join(METHODS[loss] for loss in losses),
-        scope=_SCOPES[known["norm_scope"]], **known,
-    )  # fmt: skip
+        scope=_SCOPES[known["norm_scope"]],
+        **known,
+    )

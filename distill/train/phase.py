@@ -43,9 +43,11 @@ class PhaseRun:
             judge = _adam(networks.plain_judge, phase.rate_of_discriminator, stage, phase)
         average = {k: p.detach().clone() for k, p in student.named_parameters()}
         return cls(
-            networks, _adam(student, phase.learning_rate, stage, phase), judge,
+            networks,
+            _adam(student, phase.learning_rate, stage, phase),
+            judge,
             average if stage.ema else {},
-        )  # fmt: skip
+        )
 
     def state(self) -> dict:
         """Return everything that a checkpoint must hold."""
@@ -56,8 +58,9 @@ class PhaseRun:
             "optimizer": self.optimizer.state_dict(),
             "judge": networks.plain_judge.state_dict() if judged else None,
             "judge_optimizer": self.judge_optimizer.state_dict() if judged else None,
-            "average": self.average, "doubtless": self.doubtless,
-        }  # fmt: skip
+            "average": self.average,
+            "doubtless": self.doubtless,
+        }
 
     def load(self, state: dict) -> None:
         """Go on from what `state` returned."""
@@ -107,9 +110,10 @@ class PhaseRun:
     def _update_student(self, iteration: int, batch: Sequence[Batch]) -> updates.Figures:
         networks = self.networks
         loss = {
-            "mse": updates.mse_loss, "consistency": updates.consistency_loss,
+            "mse": updates.mse_loss,
+            "consistency": updates.consistency_loss,
             "adversarial": updates.generator_loss,
-        }[networks.stage.loss_of(networks.phase)]  # fmt: skip
+        }[networks.stage.loss_of(networks.phase)]
         found = updates.accumulate(networks, networks.student, batch, loss)
         start, rate = networks.phase.discriminator_head_start, networks.phase.learning_rate
         norm = self._step(self.optimizer, networks.student, iteration, rate, start)
@@ -117,9 +121,13 @@ class PhaseRun:
         return {"loss_g": found["loss"], "norm_g": norm}
 
     def _step(
-        self, optimizer: torch.optim.Optimizer, module: nn.Module, iteration: int, rate: float,
+        self,
+        optimizer: torch.optim.Optimizer,
+        module: nn.Module,
+        iteration: int,
+        rate: float,
         start: int = 0,
-    ) -> float:  # fmt: skip
+    ) -> float:
         stage = self.networks.stage
         norm = nn.utils.clip_grad_norm_(module.parameters(), stage.clip or math.inf)
         if not torch.isfinite(norm):

@@ -69,9 +69,14 @@ def memory(config: TrainConfig, stage: Stage, networks: Networks) -> float:
     weights = memory_estimate.frozen(networks.frozen + motion, dtype)
     weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
     shapes = Shapes(
-        config.clips_per_rank, config.frames, config.height // networks.factor,
-        config.width // networks.factor, networks.tokens, dtype, config.gradient_checkpointing,
-    )  # fmt: skip
+        config.clips_per_rank,
+        config.frames,
+        config.height // networks.factor,
+        config.width // networks.factor,
+        networks.tokens,
+        dtype,
+        config.gradient_checkpointing,
+    )
     activations = memory_estimate.of_student(networks.unet, networks.motion_module, shapes)
     if stage.loss == "adversarial":
         phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
@@ -94,10 +99,13 @@ def networks_of(config: TrainConfig, slots: Collection[int]) -> Networks:
     encoder = Encoder(judged, _motion_module(config.discriminator_motion_module), len(config.bases))
     text_encoder, vae = _text_and_vae(_known(first))
     return Networks(
-        _unet(_known(first)).requires_grad_(False), _motion_module(config.teacher), encoder,
-        _frozen(config, slots), pixels_per_latent(vae.config),
+        _unet(_known(first)).requires_grad_(False),
+        _motion_module(config.teacher),
+        encoder,
+        _frozen(config, slots),
+        pixels_per_latent(vae.config),
         text_encoder.config.max_position_embeddings,
-    )  # fmt: skip
+    )
 
 
 def _frozen(config: TrainConfig, slots: Collection[int]) -> int:
@@ -167,9 +175,12 @@ def _judge(config: TrainConfig, networks: Networks, conditional: bool) -> Discri
     table = config.discriminator
     with torch.device("meta"):
         return Discriminator(
-            networks.encoder, conditional=conditional, head_channels=table.head_channels,
-            head_blocks=table.head_blocks, generator=None,
-        )  # fmt: skip
+            networks.encoder,
+            conditional=conditional,
+            head_channels=table.head_channels,
+            head_blocks=table.head_blocks,
+            generator=None,
+        )
 
 
 def _known(base: str) -> Path | None:

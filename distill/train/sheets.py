@@ -41,8 +41,11 @@ def write(file: Path, picture: np.ndarray) -> Path:
 
 def _noise(config: TrainConfig, moving: MovingBase, seed: int) -> Tensor:
     base = moving.base
-    shape = (base.latent_channels, config.height // base.latent_factor,
-             config.width // base.latent_factor)  # fmt: skip
+    shape = (
+        base.latent_channels,
+        config.height // base.latent_factor,
+        config.width // base.latent_factor,
+    )
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, config.frames, *shape, generator=generator).to(base.device)
 

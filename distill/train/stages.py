@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...motion_module import checkpoint
 from ...motion_module.module import MotionModule
 from ..data.latent_pool import ClipPool
-from ..engine import distributed, gradient_checkpointing, loop  # fmt: skip
+from ..engine import distributed, gradient_checkpointing, loop
 from ..engine.peak_memory import peak_gib, reset_peak
 from ..engine.read_ahead import ReadAhead
 from ..files.digest import digest
@@ -123,9 +123,12 @@ def run_stage(loaded: Loaded, index: int) -> None:
 
 
 def run_phase(
-    loaded: Loaded, moment: Moment, student: MotionModule, moving: dict[int, MovingBase],
+    loaded: Loaded,
+    moment: Moment,
+    student: MotionModule,
+    moving: dict[int, MovingBase],
     judge: Discriminator | None,
-) -> Discriminator | None:  # fmt: skip
+) -> Discriminator | None:
     """Train a phase to its end and return its discriminator, whose backbone the next one keeps."""
     config, folder = loaded.config, loaded.folder
     stage = config.stages[moment.stage]
@@ -158,9 +161,12 @@ def make_judge(loaded: Loaded, moment: Moment, before: Discriminator | None) -> 
     table = config.discriminator
     encoder = before.encoder if before is not None else _fresh_encoder(loaded)
     judge = Discriminator(
-        encoder, conditional=part.conditional, head_channels=table.head_channels,
-        head_blocks=table.head_blocks, generator=generator,
-    )  # fmt: skip
+        encoder,
+        conditional=part.conditional,
+        head_channels=table.head_channels,
+        head_blocks=table.head_blocks,
+        generator=generator,
+    )
     return judge.requires_grad_(True)  # D's last update of the student froze its backbone
 
 
@@ -174,13 +180,19 @@ def _fresh_encoder(loaded: Loaded) -> Encoder:
 def metadata(config: TrainConfig, stage: Stage) -> dict[str, object]:
     """Return what a student's file tells of itself; no path, no name that tells one."""
     return {
-        "family": f"AnimateDiff-Lightning ({stage.loss})", "steps": stage.student_steps,
-        "cfg": 1, "loss": stage.loss, "teacher_steps": stage.teacher_steps,
+        "family": f"AnimateDiff-Lightning ({stage.loss})",
+        "steps": stage.student_steps,
+        "cfg": 1,
+        "loss": stage.loss,
+        "teacher_steps": stage.teacher_steps,
         "bases": ", ".join(sorted({base_path(b).stem for b in config.bases})),
-        "schedule": "linear betas 0.00085 to 0.012, trailing", "frames": config.frames,
-        "iterations": sum(p.iterations for p in stage.phases), "global_batch": config.global_batch,
-        "seed": config.seed, "training": config.digest(),
-    }  # fmt: skip
+        "schedule": "linear betas 0.00085 to 0.012, trailing",
+        "frames": config.frames,
+        "iterations": sum(p.iterations for p in stage.phases),
+        "global_batch": config.global_batch,
+        "seed": config.seed,
+        "training": config.digest(),
+    }
 
 
 def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) -> None:
@@ -196,9 +208,12 @@ def _train(loaded: Loaded, moment: Moment, under_way: PhaseRun, iteration: int) 
     if stage.loss_of(part) == "adversarial":
         label += ", D" if part.conditional else ", D'"
     bar = tqdm(
-        total=part.iterations, initial=iteration, desc=label, disable=None if first else True,
+        total=part.iterations,
+        initial=iteration,
+        desc=label,
+        disable=None if first else True,
         mininterval=2,
-    )  # fmt: skip
+    )
     with contextlib.closing(ahead), loop.stop_signal() as stop_wanted, bar:
         while iteration < part.iterations:
             began = time.monotonic()
@@ -257,32 +272,42 @@ def _read_ahead(loaded: Loaded, moment: Moment) -> ReadAhead:
 
 
 def _networks(
-    loaded: Loaded, moment: Moment, student: MotionModule, moving: dict[int, MovingBase],
+    loaded: Loaded,
+    moment: Moment,
+    student: MotionModule,
+    moving: dict[int, MovingBase],
     judge: Discriminator | None,
-) -> Networks:  # fmt: skip
+) -> Networks:
     config, stage = loaded.config, loaded.config.stages[moment.stage]
     part = stage.phases[moment.phase]
     steps = part.teacher_steps or stage.teacher_steps
     teacher_file = checks.teacher_file(config, moment.stage, steps)
     teacher = checkpoint.load(teacher_file).build(dtype=_frozen_dtype(config))
     return Networks(
-        stage, part, moving, teacher.to(loaded.device),
+        stage,
+        part,
+        moving,
+        teacher.to(loaded.device),
         distributed.wrap(Student(student, moving), loaded.device),
         distributed.wrap(judge, loaded.device) if judge is not None else None,
-        loaded.judge_base, {slot: config.base_index(slot) for slot in moving},
+        loaded.judge_base,
+        {slot: config.base_index(slot) for slot in moving},
         functools.partial(
             torch.autocast, loaded.device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"
         ),
-    )  # fmt: skip
+    )
 
 
 def _load_base(config: TrainConfig, device: torch.device, name: str) -> BaseModel:
     slot = next((s for s in config.slots if s.base == name), None)
     return load_base(
-        base_path(name), device=device, dtype=_frozen_dtype(config),
-        config=slot and slot.config, tokenizer=slot and slot.tokenizer,
+        base_path(name),
+        device=device,
+        dtype=_frozen_dtype(config),
+        config=slot and slot.config,
+        tokenizer=slot and slot.tokenizer,
         prediction_type=slot and slot.prediction_type,
-    )  # fmt: skip
+    )
 
 
 def _check_alike(config: TrainConfig, clips: dict[str, str]) -> None:

@@ -90,7 +90,7 @@ def consistency_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]
     ends = [(p, trajectory.CLEAN_POSITION) for p in batch.positions]
     found, _ = trajectory.walk(
         lambda x, t: networks.student(batch.slot, x, t, text), batch.x_t, ends
-    )  # fmt: skip
+    )
     with torch.no_grad():
         eps = networks.plain_student(batch.slot, moved, t_next, text)
         wanted = trajectory.to_clean(moved, eps, t_next)
@@ -123,9 +123,11 @@ def generator_loss(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
 
 
 def accumulate(
-    networks: Networks, module: nn.Module, batches: Sequence[Batch],
+    networks: Networks,
+    module: nn.Module,
+    batches: Sequence[Batch],
     loss_of_batch: Callable[[Networks, Batch], tuple[Tensor, Figures]],
-) -> Figures:  # fmt: skip
+) -> Figures:
     """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
 
     Returns the loss and what it tells, this process's means.

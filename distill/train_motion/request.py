@@ -8,8 +8,17 @@ from ..files.output import check_writable
 
 MAX_SEED = 2**63 - 1
 # these change where things run or lie, and not what comes out
-_NOT_IN_FINGERPRINT = ("out", "work", "device", "workers", "save_every", "save_dtype", "sample",
-                       "tokenizer", "config")  # fmt: skip
+_NOT_IN_FINGERPRINT = (
+    "out",
+    "work",
+    "device",
+    "workers",
+    "save_every",
+    "save_dtype",
+    "sample",
+    "tokenizer",
+    "config",
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,24 @@ class MotionRequest:
 
     def __post_init__(self) -> None:
         for name, low, high in (
-            ("frames", 2, 1024), ("fps", 0.1, 240), ("width", 8, 8192), ("height", 8, 8192),
-            ("iterations", 1, 10**8), ("batch", 1, 10**6), ("accumulate", 1, 10**6),
-            ("learning_rate", 1e-9, 1), ("warmup", 1, 10**8), ("no_caption", 0, 1),
-            ("high_noise", 1, 10), ("ema", 0, 0.999999), ("clip", 1e-9, 1e9),
-            ("seed", 0, MAX_SEED), ("save_every", 0, math.inf), ("workers", 1, 256),
+            ("frames", 2, 1024),
+            ("fps", 0.1, 240),
+            ("width", 8, 8192),
+            ("height", 8, 8192),
+            ("iterations", 1, 10**8),
+            ("batch", 1, 10**6),
+            ("accumulate", 1, 10**6),
+            ("learning_rate", 1e-9, 1),
+            ("warmup", 1, 10**8),
+            ("no_caption", 0, 1),
+            ("high_noise", 1, 10),
+            ("ema", 0, 0.999999),
+            ("clip", 1e-9, 1e9),
+            ("seed", 0, MAX_SEED),
+            ("save_every", 0, math.inf),
+            ("workers", 1, 256),
             ("lora", 1, 1280),
-        ):  # fmt: skip
+        ):
             _check_range(name, getattr(self, name), low, high)
         self._check_files()
         if self.batch % self.accumulate:

@@ -65,9 +65,16 @@ def _draw_sample(training: Training) -> Path:
     shape, prompt = training.shape, training.request.sample
     file = training.request.out.with_suffix(".png")
     request = ClipRequest(
-        (prompt,), steps=_SAMPLE_STEPS, seed=training.request.seed, frames=shape.frames,
-        width=shape.width, height=shape.height, cfg=_SAMPLE_CFG, fps=shape.fps, out=file,
-    )  # fmt: skip
+        (prompt,),
+        steps=_SAMPLE_STEPS,
+        seed=training.request.seed,
+        frames=shape.frames,
+        width=shape.width,
+        height=shape.height,
+        cfg=_SAMPLE_CFG,
+        fps=shape.fps,
+        out=file,
+    )
     latents = generate_latents(training.base, training.module, prompt, request)
     frames = decode(training.base, latents).numpy()
     return clip_writer.write_clip(file, clip_writer.enlarge(frames, _SMALLEST_SIDE), shape.fps)
@@ -92,15 +99,33 @@ def _save(training: Training) -> None:
 def _metadata(training: Training) -> dict[str, object]:
     request, shape = training.request, training.shape
     started = request.motion_module.name if request.motion_module else "fresh weights"
-    return {
-        "family": f"AnimateDiff {request.what} by animatediff-lightning train-motion",
-        "base": training.base.name, "prediction_type": training.base.prediction_type,
-        "started_from": started, "videos": len(training.videos.names), "data": request.data,
-        "frames": shape.frames, "fps": shape.fps, "width": shape.width, "height": shape.height,
-    } | {
-        k: getattr(request, k)
-        for k in ("iterations", "batch", "learning_rate", "no_caption", "high_noise", "ema", "seed")
-    } | ({"rank": request.lora} if request.lora else {})  # fmt: skip
+    return (
+        {
+            "family": f"AnimateDiff {request.what} by animatediff-lightning train-motion",
+            "base": training.base.name,
+            "prediction_type": training.base.prediction_type,
+            "started_from": started,
+            "videos": len(training.videos.names),
+            "data": request.data,
+            "frames": shape.frames,
+            "fps": shape.fps,
+            "width": shape.width,
+            "height": shape.height,
+        }
+        | {
+            k: getattr(request, k)
+            for k in (
+                "iterations",
+                "batch",
+                "learning_rate",
+                "no_caption",
+                "high_noise",
+                "ema",
+                "seed",
+            )
+        }
+        | ({"rank": request.lora} if request.lora else {})
+    )
 
 
 def _remove_work(training: Training) -> None:

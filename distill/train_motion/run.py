@@ -16,7 +16,7 @@ from ...motion_module import checkpoint, layout
 from ...motion_module.config import MotionModuleConfig
 from ...motion_module.inject import inject
 from ...motion_module.module import MotionModule
-from ..data import video_folder  # fmt: skip
+from ..data import video_folder
 from ..data.video_reader import ClipShape
 from ..engine import distributed, loop
 from ..engine.loop import LoopOptions
@@ -64,9 +64,12 @@ def prepare(request: MotionRequest, device: torch.device) -> Training:
     if videos.bad:
         _say(f"warning: {video_folder.listing(videos.bad)}")
     base = load_base(
-        request.base, config=request.config, tokenizer=request.tokenizer,
-        prediction_type=request.prediction_type, device=device,
-    )  # fmt: skip
+        request.base,
+        config=request.config,
+        tokenizer=request.tokenizer,
+        prediction_type=request.prediction_type,
+        device=device,
+    )
     width, height = (side or base.default_size for side in (request.width, request.height))
     check_size(width, height, base.latent_factor)
     module = known.build(dtype=torch.float32) if known else fresh_module(base.unet, request)
@@ -88,16 +91,22 @@ def train(training: Training) -> None:
     """Train the weights in place, and leave the base model without the motion module."""
     request = training.request
     options = LoopOptions(
-        request.iterations, request.learning_rate, warmup=request.warmup, ema=request.ema,
-        clip=request.clip, save_every=request.save_every,
-    )  # fmt: skip
+        request.iterations,
+        request.learning_rate,
+        warmup=request.warmup,
+        ema=request.ema,
+        clip=request.clip,
+        save_every=request.save_every,
+    )
     share = request.share(distributed.rank(), distributed.world_size())
     ahead = ReadAhead(
         lambda step, i: clips.draw(
             training.videos, training.shape, request.no_caption, request.seed, step, i
         ),
-        share, request.iterations, request.workers,
-    )  # fmt: skip
+        share,
+        request.iterations,
+        request.workers,
+    )
     injection = inject(training.base.unet, training.module, num_frames=request.frames)
     loss = motion_loss(training, ahead)
     try:

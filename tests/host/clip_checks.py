@@ -109,8 +109,12 @@ def check_long_prompts_paint_what_they_paint_alone():
 
 
 def check_scripts_with_errors_are_refused():
-    for script, part in (("0 a meadow", "line 1: no colon"), ("0: a\n8: b", "line 2: frame 8"),
-                         ("", "no prompt"), ("0: a\nx: b", "'x' is not a frame")):  # fmt: skip
+    for script, part in (
+        ("0 a meadow", "line 1: no colon"),
+        ("0: a\n8: b", "line 2: frame 8"),
+        ("", "no prompt"),
+        ("0: a\nx: b", "'x' is not a frame"),
+    ):
         assert part in refusal(GRAPH.travel, script)
     node = GRAPH.nodes["ADL_PromptTravel"]
     assert "no text encoder" in refusal(node.execute, None, SCRIPT, 8)

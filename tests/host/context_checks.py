@@ -12,8 +12,15 @@ from checking import Graph, close, equal, main, refusal, window_by_window
 GRAPH = Graph()
 
 
-def sliding(context_length=8, context_overlap=2, schedule="uniform", fuse="pyramid",
-            closed_loop=False, windows_per_call=1, where="latents"):  # fmt: skip
+def sliding(
+    context_length=8,
+    context_overlap=2,
+    schedule="uniform",
+    fuse="pyramid",
+    closed_loop=False,
+    windows_per_call=1,
+    where="latents",
+):
     node = GRAPH.nodes["ADL_SlidingContext"]
     return node.execute(
         context_length, context_overlap, schedule, fuse, closed_loop, windows_per_call, where
@@ -109,7 +116,7 @@ def check_per_frame_prompts_reach_their_frames():
     import torch
 
     constant = run(sliding(schedule="static"), steps=1)
-    (text, _), = host.conditioning(1)  # fmt: skip
+    ((text, _),) = host.conditioning(1)
     per_frame = text.expand(20, -1, -1).clone()
     assert close(run(sliding(schedule="static"), steps=1, positive=per_frame), constant) < 1e-6
     per_frame[14:] = torch.randn(1, 77, 768, generator=torch.manual_seed(9))

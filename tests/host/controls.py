@@ -15,10 +15,20 @@ def controlnet_shapes():
 
     width = {k: v for k, v in WIDTHS["thin"].items() if k != "transformer_depth_output"}
     net = comfy.cldm.cldm.ControlNet(
-        image_size=32, in_channels=4, hint_channels=3, model_channels=320, num_heads=8,
-        use_spatial_transformer=True, context_dim=768, transformer_depth_middle=1, legacy=False,
-        dtype=torch.float16, device="meta", operations=comfy.ops.disable_weight_init, **width,
-    )  # fmt: skip
+        image_size=32,
+        in_channels=4,
+        hint_channels=3,
+        model_channels=320,
+        num_heads=8,
+        use_spatial_transformer=True,
+        context_dim=768,
+        transformer_depth_middle=1,
+        legacy=False,
+        dtype=torch.float16,
+        device="meta",
+        operations=comfy.ops.disable_weight_init,
+        **width,
+    )
     return {k: tuple(t.shape) for k, t in net.state_dict().items()}
 
 

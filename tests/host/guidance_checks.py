@@ -151,8 +151,10 @@ def check_model_lora():
 
     torch.manual_seed(0)
     name = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_v"
-    tensors = {f"{name}.lora_up.weight": torch.randn(320, 4),
-               f"{name}.lora_down.weight": torch.randn(4, 320)}  # fmt: skip
+    tensors = {
+        f"{name}.lora_up.weight": torch.randn(320, 4),
+        f"{name}.lora_down.weight": torch.randn(4, 320),
+    }
     with tempfile.TemporaryDirectory() as folder:
         safetensors.torch.save_file(tensors, Path(folder) / "adl_test.safetensors")
         folder_paths.add_model_folder_path("loras", folder)

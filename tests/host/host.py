@@ -121,9 +121,20 @@ def conditioning(seed=0, scale=1.0):
 
 
 def sample(
-    model, sigmas, frames=16, seed=0, cfg=1.0, size=8, sampler="euler", callback=None,
-    start=None, noise=None, positive=None, control=None, more=(),
-):  # fmt: skip
+    model,
+    sigmas,
+    frames=16,
+    seed=0,
+    cfg=1.0,
+    size=8,
+    sampler="euler",
+    callback=None,
+    start=None,
+    noise=None,
+    positive=None,
+    control=None,
+    more=(),
+):
     """Run the core's guider and sampler; returns latents (frames, 4, size, size).
 
     `start` is the latent to start from, `noise` replaces the seed's, `positive` the embedding;
@@ -145,9 +156,14 @@ def sample(
     guider.set_conds([*conds[0], *more], conds[1])
     guider.set_cfg(cfg)
     return guider.sample(
-        noise, latent, comfy.samplers.sampler_object(sampler), sigmas, callback=callback,
-        disable_pbar=True, seed=seed,
-    )  # fmt: skip
+        noise,
+        latent,
+        comfy.samplers.sampler_object(sampler),
+        sigmas,
+        callback=callback,
+        disable_pbar=True,
+        seed=seed,
+    )
 
 
 def unet_hooks(model):

@@ -170,8 +170,14 @@ def check_plain_and_lora_do_not_mix_in_any_order():
     before, with_zoom, with_pan = GRAPH.ours(plain), GRAPH.ours(zoom), GRAPH.ours(pan)
     assert not equal(before, with_zoom)
     assert not equal(with_pan, with_zoom)
-    for model, clip in ((plain, before), (zoom, with_zoom), (zoom, with_zoom), (plain, before),
-                        (pan, with_pan), (plain, before)):  # fmt: skip
+    for model, clip in (
+        (plain, before),
+        (zoom, with_zoom),
+        (zoom, with_zoom),
+        (plain, before),
+        (pan, with_pan),
+        (plain, before),
+    ):
         assert equal(GRAPH.ours(model), clip)
     assert equal(GRAPH.plain(), base)
 

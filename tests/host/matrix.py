@@ -21,9 +21,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
-    "test_host_in_process.py", "test_host_server.py", "test_host_video.py", "test_host_front.py",
-    "test_workflows_on_host.py", "test_two_hosts.py", "test_peers.py", "test_browser.py",
-)  # fmt: skip
+    "test_host_in_process.py",
+    "test_host_server.py",
+    "test_host_video.py",
+    "test_host_front.py",
+    "test_workflows_on_host.py",
+    "test_two_hosts.py",
+    "test_peers.py",
+    "test_browser.py",
+)
 HEAD = ("host", "mode", "passed", "failed", "skipped", "minutes")
 
 
@@ -33,11 +39,23 @@ def row(name, mode, tests, arguments, environment):
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q",
-             "--hosts", "all", "--host-mode", mode, f"--junitxml={report}",
-             *(str(ROOT / "tests" / test) for test in tests), *arguments],
-            cwd=ROOT, env=os.environ | environment, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "--hosts",
+                "all",
+                "--host-mode",
+                mode,
+                f"--junitxml={report}",
+                *(str(ROOT / "tests" / test) for test in tests),
+                *arguments,
+            ],
+            cwd=ROOT,
+            env=os.environ | environment,
+            check=False,
+        )
         cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
     failed = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = [c.find("skipped") for c in cases]

@@ -24,14 +24,25 @@ def miniature(unet_file):
     from comfy.model_patcher import ModelPatcher
 
     config = comfy.supported_models.SD15(
-        {"image_size": SIZE, "in_channels": CHANNELS, "out_channels": CHANNELS,
-         "model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": [2, 2],
-         "transformer_depth": [1, 1, 0, 0], "transformer_depth_output": [1, 1, 1, 0, 0, 0],
-         "transformer_depth_middle": 1, "use_spatial_transformer": True, "context_dim": 64,
-         "legacy": False, "adm_in_channels": None,
-         "use_linear_in_transformer": False, "use_temporal_attention": False,
-         "dtype": torch.float32},
-    )  # fmt: skip
+        {
+            "image_size": SIZE,
+            "in_channels": CHANNELS,
+            "out_channels": CHANNELS,
+            "model_channels": 32,
+            "channel_mult": (1, 2),
+            "num_res_blocks": [2, 2],
+            "transformer_depth": [1, 1, 0, 0],
+            "transformer_depth_output": [1, 1, 1, 0, 0, 0],
+            "transformer_depth_middle": 1,
+            "use_spatial_transformer": True,
+            "context_dim": 64,
+            "legacy": False,
+            "adm_in_channels": None,
+            "use_linear_in_transformer": False,
+            "use_temporal_attention": False,
+            "dtype": torch.float32,
+        },
+    )
     config.unet_config["num_heads"] = 4  # the class itself sets SD1.5's eight
     config.latent_format = comfy.latent_formats.LatentFormat()
     config.latent_format.latent_channels = CHANNELS
@@ -60,8 +71,9 @@ def main(comfyui, unet_file, text_file, weights, out):
     core = comfy.samplers.calculate_sigmas(base.get_model_object("model_sampling"), "simple", 4)
     wanted = {"start": torch.zeros(FRAMES, CHANNELS, SIZE, SIZE), "positive": text}
     clips = {
-        "motion": host.sample(model, sigmas, **wanted), "still": host.sample(base, core, **wanted)
-    }  # fmt: skip
+        "motion": host.sample(model, sigmas, **wanted),
+        "still": host.sample(base, core, **wanted),
+    }
     safetensors.torch.save_file(clips, out)
 
 

@@ -94,11 +94,14 @@ def ip_adapter_file():
     torch.manual_seed(0)
     keys = [f"{2 * n + 1}.to_{part}_ip.weight" for n in range(16) for part in "kv"]
     return {
-        "image_proj": {"proj.weight": torch.randn(4 * 768, 64) / 8,
-                       "proj.bias": torch.zeros(4 * 768),
-                       "norm.weight": torch.ones(768), "norm.bias": torch.zeros(768)},
+        "image_proj": {
+            "proj.weight": torch.randn(4 * 768, 64) / 8,
+            "proj.bias": torch.zeros(4 * 768),
+            "norm.weight": torch.ones(768),
+            "norm.bias": torch.zeros(768),
+        },
         "ip_adapter": {key: torch.randn(320, 768) / 768**0.5 for key in keys},
-    }  # fmt: skip
+    }
 
 
 def check_ipadapter_sees_each_windows_images():

@@ -61,9 +61,16 @@ def ksampler(model, frames=16, steps=2):
     import nodes as core
 
     (out,) = core.KSampler().sample(
-        model, 0, steps, 1.0, "euler", "simple", host.conditioning(1), host.conditioning(2),
+        model,
+        0,
+        steps,
+        1.0,
+        "euler",
+        "simple",
+        host.conditioning(1),
+        host.conditioning(2),
         latent(frames),
-    )  # fmt: skip
+    )
     return [out["samples"]]
 
 
@@ -73,9 +80,17 @@ def custom(model, frames=16, steps=2):
 
     (euler,) = outputs(core.KSamplerSelect, "euler")
     out = outputs(
-        core.SamplerCustom, model, True, 0, 1.0, host.conditioning(1), host.conditioning(2),
-        euler, GRAPH.core_sigmas(model, steps), latent(frames),
-    )  # fmt: skip
+        core.SamplerCustom,
+        model,
+        True,
+        0,
+        1.0,
+        host.conditioning(1),
+        host.conditioning(2),
+        euler,
+        GRAPH.core_sigmas(model, steps),
+        latent(frames),
+    )
     return [part["samples"] for part in out]
 
 

@@ -10,13 +10,19 @@ import sys
 from pathlib import Path
 
 WIDTHS = {
-    "thin": {"channel_mult": [1, 1, 1, 1], "num_res_blocks": [1, 1, 1, 1],
-             "transformer_depth": [1, 1, 1, 0],
-             "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0]},
-    "full": {"channel_mult": [1, 2, 4, 4], "num_res_blocks": [2, 2, 2, 2],
-             "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-             "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0]},
-}  # fmt: skip
+    "thin": {
+        "channel_mult": [1, 1, 1, 1],
+        "num_res_blocks": [1, 1, 1, 1],
+        "transformer_depth": [1, 1, 1, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 0, 0],
+    },
+    "full": {
+        "channel_mult": [1, 2, 4, 4],
+        "num_res_blocks": [2, 2, 2, 2],
+        "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+        "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    },
+}
 
 
 def random_like(shapes, seed):
@@ -45,23 +51,45 @@ def checkpoint_shapes(width):
     operations = comfy.ops.disable_weight_init
     with torch.device("meta"):
         unet = UNetModel(
-            image_size=32, in_channels=4, out_channels=4, model_channels=320, num_heads=8,
-            use_spatial_transformer=True, context_dim=768, transformer_depth_middle=1,
-            legacy=False, dtype=torch.float16, device="meta", operations=operations,
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=320,
+            num_heads=8,
+            use_spatial_transformer=True,
+            context_dim=768,
+            transformer_depth_middle=1,
+            legacy=False,
+            dtype=torch.float16,
+            device="meta",
+            operations=operations,
             **WIDTHS[width],
-        )  # fmt: skip
+        )
         vae = AutoencoderKL(
             embed_dim=4,
-            ddconfig={"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3,
-                      "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2,
-                      "attn_resolutions": [], "dropout": 0.0},
-        )  # fmt: skip
+            ddconfig={
+                "double_z": True,
+                "z_channels": 4,
+                "resolution": 256,
+                "in_channels": 3,
+                "out_ch": 3,
+                "ch": 128,
+                "ch_mult": [1, 2, 4, 4],
+                "num_res_blocks": 2,
+                "attn_resolutions": [],
+                "dropout": 0.0,
+            },
+        )
         clip = CLIPTextModel(
             CLIPTextConfig(
-                vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-                num_attention_heads=12, max_position_embeddings=77,
+                vocab_size=49408,
+                hidden_size=768,
+                intermediate_size=3072,
+                num_hidden_layers=12,
+                num_attention_heads=12,
+                max_position_embeddings=77,
             )
-        )  # fmt: skip
+        )
     # newer transformers drop the prefix that the released files have
     text_prefix = "" if hasattr(clip, "text_model") else "text_model."
     parts = {

@@ -47,9 +47,14 @@ def main(comfyui, checkpoint, motion_folder, out):
     host.sample(clone, sigmas, **wanted)
     hook.remove()
     safetensors.torch.save_file(
-        {"x": x, "eps": eps[0].float().contiguous(), "text": text[0][0].float().contiguous(),
-         "latents": latents.contiguous()}, out,
-    )  # fmt: skip
+        {
+            "x": x,
+            "eps": eps[0].float().contiguous(),
+            "text": text[0][0].float().contiguous(),
+            "latents": latents.contiguous(),
+        },
+        out,
+    )
 
 
 if __name__ == "__main__":

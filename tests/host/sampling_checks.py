@@ -24,7 +24,7 @@ from checking import (
     sample_with,
     small_budget,
     told,
-)  # fmt: skip
+)
 
 GRAPH = Graph()
 apply, sigmas, core_sigmas = GRAPH.apply, GRAPH.sigmas, GRAPH.core_sigmas
@@ -387,9 +387,16 @@ def check_ksampler_gives_the_same_clip():
 
     model = apply()
     (latent,) = core.KSampler().sample(
-        model, 0, 4, 1.0, "euler", "simple", host.conditioning(1), host.conditioning(2),
+        model,
+        0,
+        4,
+        1.0,
+        "euler",
+        "simple",
+        host.conditioning(1),
+        host.conditioning(2),
         {"samples": torch.zeros(16, 4, 8, 8)},
-    )  # fmt: skip
+    )
     assert close(latent["samples"], host.sample(model, sigmas(model, 4))) < 1e-5
 
 
@@ -405,9 +412,17 @@ def check_custom_samplers_give_the_same_clip():
     latent = {"samples": torch.zeros(16, 4, 8, 8)}
     advanced = outputs(core.SamplerCustomAdvanced, noise, guider, sampler, values, latent)[0]
     custom = outputs(
-        core.SamplerCustom, model, True, 0, 1.0, host.conditioning(1), host.conditioning(2),
-        sampler, values, latent,
-    )[0]  # fmt: skip
+        core.SamplerCustom,
+        model,
+        True,
+        0,
+        1.0,
+        host.conditioning(1),
+        host.conditioning(2),
+        sampler,
+        values,
+        latent,
+    )[0]
     reference = host.sample(model, values)
     assert equal(advanced["samples"], reference)
     assert equal(custom["samples"], reference)
@@ -420,9 +435,20 @@ def check_start_at_step_is_our_start_step():
 
     model, video = apply(), torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     (latent,) = core.KSamplerAdvanced().sample(
-        model, "enable", 0, 4, 1.0, "euler", "simple", host.conditioning(1), host.conditioning(2),
-        {"samples": video}, 2, 10000, "disable",
-    )  # fmt: skip
+        model,
+        "enable",
+        0,
+        4,
+        1.0,
+        "euler",
+        "simple",
+        host.conditioning(1),
+        host.conditioning(2),
+        {"samples": video},
+        2,
+        10000,
+        "disable",
+    )
     reference = host.sample(model, sigmas(model, 4, 2), start=video)
     assert close(latent["samples"], reference) < 1e-5
 
@@ -455,9 +481,16 @@ def check_noise_mask_keeps_what_it_covers():
     video, mask = torch.randn(4, 4, 8, 8), torch.zeros(1, 1, 64, 64)
     mask[..., :32] = 1
     (latent,) = core.KSampler().sample(
-        apply(), 0, 4, 1.0, "euler", "simple", host.conditioning(1), host.conditioning(2),
+        apply(),
+        0,
+        4,
+        1.0,
+        "euler",
+        "simple",
+        host.conditioning(1),
+        host.conditioning(2),
         {"samples": video, "noise_mask": mask},
-    )  # fmt: skip
+    )
     change = (latent["samples"] - video).abs()
     assert change[..., 4:].max() < 1e-4
     assert change[..., :4].mean() > 0.1
@@ -580,9 +613,13 @@ def check_compiled_runs_equal_eager_in_every_order():
     torch._dynamo.utils.counters.clear()
     base = compiled(GRAPH.base)
     runs = [
-        ("plain", base), ("ours", apply(base)), ("other", apply(base, OTHER_FILE)),
-        ("plain", base), ("ours", apply(base)), ("ours", compiled(apply())),
-    ]  # fmt: skip
+        ("plain", base),
+        ("ours", apply(base)),
+        ("other", apply(base, OTHER_FILE)),
+        ("plain", base),
+        ("ours", apply(base)),
+        ("ours", compiled(apply())),
+    ]
     for name, model in runs:
         values = core_sigmas(model, 2) if name == "plain" else sigmas(model, 2)
         assert close(host.sample(model, values), eager[name]) < 1e-4, name

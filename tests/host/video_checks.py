@@ -139,8 +139,12 @@ def check_memory_is_bounded_by_what_is_returned():
 def check_every_frame_of_an_even_file_comes_once():
     import torch
 
-    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.mkv", "libx264"),
-                        ("a.mov", "libx264")):  # fmt: skip
+    for name, codec in (
+        ("a.mp4", "libx264"),
+        ("a.webm", "libvpx"),
+        ("a.mkv", "libx264"),
+        ("a.mov", "libx264"),
+    ):
         images, audio, fps, count = load(write(name, codec=codec))
         assert order(images) == list(range(25)), (name, order(images))
         assert (count, audio) == (25, None)
@@ -227,10 +231,13 @@ def check_cancel_stops_the_reading():
 def check_sizes_are_multiples_of_64():
     target_size = host.submodule("nodes.video_size").target_size
     for own, asked, expected in (
-        ((1920, 1080), (512, 0), (512, 320)), ((1920, 1080), (0, 512), (896, 512)),
-        ((1920, 1080), (0, 0), (1920, 1088)), ((1080, 1920), (512, 0), (512, 896)),
-        ((640, 480), (500, 500), (512, 512)), ((30, 20), (0, 0), (64, 64)),
-    ):  # fmt: skip
+        ((1920, 1080), (512, 0), (512, 320)),
+        ((1920, 1080), (0, 512), (896, 512)),
+        ((1920, 1080), (0, 0), (1920, 1088)),
+        ((1080, 1920), (512, 0), (512, 896)),
+        ((640, 480), (500, 500), (512, 512)),
+        ((30, 20), (0, 0), (64, 64)),
+    ):
         assert target_size(*own, *asked) == expected, (own, asked)
 
 
@@ -251,8 +258,11 @@ def check_resize_is_by_area_and_crops_evenly():
 
 
 def check_phone_videos_stand_upright():
-    for turn, bright in ((90, (slice(None), slice(0, 20))), (-90, (slice(None), slice(-20, None))),
-                         (180, (slice(-20, None), slice(None)))):  # fmt: skip
+    for turn, bright in (
+        (90, (slice(None), slice(0, 20))),
+        (-90, (slice(None), slice(-20, None))),
+        (180, (slice(-20, None), slice(None))),
+    ):
         name = write("turned.mp4", times=[0, 40, 80], size=(128, 64), turn=turn)
         image = load(name, width=0)[0][0]
         assert image.shape == ((64, 128, 3) if turn == 180 else (128, 64, 3)), image.shape
@@ -285,8 +295,11 @@ def check_sound_is_cut_to_the_frames_sample_by_sample():
 
 
 def check_compressed_sound_stays_in_time():
-    for name, codec, sound in (("aac.mp4", "libx264", "aac"), ("opus.webm", "libvpx", "libopus"),
-                               ("aac.mkv", "libx264", "aac")):  # fmt: skip
+    for name, codec, sound in (
+        ("aac.mp4", "libx264", "aac"),
+        ("opus.webm", "libvpx", "libopus"),
+        ("aac.mkv", "libx264", "aac"),
+    ):
         times = range(0, 3000, 40)
         write(name, times, codec, sound=(sound, burst(3, 2, channels=2), 48000))
         for start in (0.0, 0.72, 1.8):
@@ -380,8 +393,10 @@ def check_files_that_break_off():
     times = range(0, 4000, 40)
     sentence = refusal(load, cut("tail.mp4", 0.6, times=times), max_frames=0)
     assert "damaged or no video" in sentence, sentence  # its index stood at the end
-    for name, codec, options in (("front.mp4", "libx264", {"movflags": "+faststart"}),
-                                 ("cut.webm", "libvpx", {})):  # fmt: skip
+    for name, codec, options in (
+        ("front.mp4", "libx264", {"movflags": "+faststart"}),
+        ("cut.webm", "libvpx", {}),
+    ):
         cut(name, 0.6, times=times, codec=codec, size=(320, 320), **options)
         sentence = refusal(load, name, max_frames=0)
         assert "breaks off at" in sentence or "is damaged after" in sentence, sentence
@@ -389,8 +404,13 @@ def check_files_that_break_off():
 
 
 def check_start_past_the_end_is_told():
-    for name, codec in (("a.mp4", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"),
-                        ("a.ts", "libx264"), ("a.mov", "libx264")):  # fmt: skip
+    for name, codec in (
+        ("a.mp4", "libx264"),
+        ("a.webm", "libvpx"),
+        ("a.avi", "mpeg4"),
+        ("a.ts", "libx264"),
+        ("a.mov", "libx264"),
+    ):
         sentence = refusal(load, write(name, codec=codec), start=1.5)
         assert "start is 1.5 s" in sentence, sentence
         assert "ends at 1.0" in sentence, sentence
@@ -425,8 +445,13 @@ def check_paths_stay_inside_the_input_folder():
     write("a.mp4")
     outside = GRAPH.folder.parent / "outside.mp4"
     outside.write_bytes(GRAPH.path("a.mp4").read_bytes())
-    for name in ("../outside.mp4", str(outside), "sub/../../outside.mp4",
-                 "outside.mp4 [output]", "../input-2/a.mp4"):  # fmt: skip
+    for name in (
+        "../outside.mp4",
+        str(outside),
+        "sub/../../outside.mp4",
+        "outside.mp4 [output]",
+        "../input-2/a.mp4",
+    ):
         sentence = refusal(load, name)
         assert "outside ComfyUI's input folder" in sentence, sentence
         assert node.validate_inputs(name) == sentence
