@@ -38,15 +38,29 @@ class Injection:
         self._unet = weakref.ref(unet)
         unet_sites = layout.sites(unet)
         layout.check_fit(motion_module.config, unet_sites)
+        parts = motion_module.parts().items()
+        self._sites = {address: _Site(part) for address, part in parts}
         self._hooks = [
-            unet_sites[address].module.register_forward_hook(_hook(part, run))
-            for address, part in motion_module.parts().items()
+            unet_sites[address].module.register_forward_hook(_hook(site, run))
+            for address, site in self._sites.items()
         ]
 
     @property
     def active(self) -> bool:
         """Whether the hooks are in place."""
         return bool(self._hooks)
+
+    def replace(self, motion_module: MotionModule) -> None:
+        """Run another motion module of the same shape in this one's place; no hook moves.
+
+        Raises ValueError where its parts are not this one's.
+        """
+        parts = motion_module.parts()
+        if parts.keys() != self._sites.keys():
+            raise ValueError("a motion module of another shape cannot take this one's place.")
+        for address, part in parts.items():
+            self._sites[address].part = part
+        self.motion_module = motion_module
 
     def eject(self) -> None:
         """Remove this injection's own hooks; a second call does nothing."""
@@ -100,12 +114,19 @@ def eject(unet: nn.Module) -> None:
         injection.eject()
 
 
-def _hook(part: nn.Module, run: MotionRun):
+@dataclass
+class _Site:
+    """Where a hook finds the part of the motion module that it runs."""
+
+    part: nn.Module
+
+
+def _hook(site: _Site, run: MotionRun):
     def run_motion_module(_module: nn.Module, _inputs: tuple, output):
         if run.num_frames is None or run.num_frames == 1:
             return output
         if isinstance(output, torch.Tensor):
-            return part(output, run.num_frames, run.scale, run.windows)
-        return (part(output[0], run.num_frames, run.scale, run.windows), *output[1:])
+            return site.part(output, run.num_frames, run.scale, run.windows)
+        return (site.part(output[0], run.num_frames, run.scale, run.windows), *output[1:])
 
     return run_motion_module

@@ -49,6 +49,31 @@ def test_no_key_and_no_submodule_of_the_unet_changes(unet, motion_module):
     assert dict(unet.named_modules()) == modules
 
 
+def test_another_module_takes_the_place_and_no_hook_moves(unet, thin_config, random_module):
+    first, second = (random_module(thin_config(), seed=seed) for seed in (1, 2))
+    handle = inject(unet, second, num_frames=FRAMES)
+    of_second = run(unet)
+    handle.eject()
+    handle = inject(unet, first, num_frames=FRAMES)
+    hooks = {name: dict(m._forward_hooks) for name, m in unet.named_modules()}
+    of_first = run(unet)
+    handle.replace(second)
+    assert torch.equal(run(unet), of_second)
+    assert handle.motion_module is second
+    assert {name: dict(m._forward_hooks) for name, m in unet.named_modules()} == hooks
+    handle.replace(first)
+    assert torch.equal(run(unet), of_first)
+    handle.eject()
+
+
+def test_a_module_of_another_shape_cannot_take_the_place(unet, thin_config, random_module):
+    handle = inject(unet, random_module(thin_config()), num_frames=FRAMES)
+    without_mid_block = random_module(thin_config(mid=False))
+    with pytest.raises(ValueError, match="another shape"):
+        handle.replace(without_mid_block)
+    handle.eject()
+
+
 def test_ejected_unet_is_plain_to_the_bit(unet, motion_module):
     plain = run(unet)
     handle = inject(unet, motion_module, num_frames=FRAMES)
