@@ -74,9 +74,9 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     """
     if world_size() == 1:
         return module
-    known = inspect.signature(DistributedDataParallel).parameters
+    options = inspect.signature(DistributedDataParallel).parameters
     # buffers are constants; torch 2.13 renamed the option
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
     device_ids = [device] if device.type == "cuda" else None
     return DistributedDataParallel(
         module,

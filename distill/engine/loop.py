@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...motion_module.files import atomic_path
 from . import distributed
+from .average import copy_average, start_average, update_average
 
 # a scalar, or several that add up to the loss and are made one after the other, to save memory
 LossOfStep = Callable[[int], Tensor | Iterable[Tensor]]
@@ -55,10 +56,6 @@ class LoopOptions:
         decay = 0.5 * (1 + math.cos(math.pi * step / self.iterations))
         return self.learning_rate * min(1, (step + 1) / self.warmup) * decay
 
-    def ema_decay(self, step: int) -> float:
-        """Return the decay at a step: young averages forget faster."""
-        return min(self.ema, (step + 1) / (step + 10))
-
 
 def train(
     name: str,
@@ -76,7 +73,7 @@ def train(
     optimizer = torch.optim.AdamW(
         weights.values(), betas=(0.9, 0.99), weight_decay=options.weight_decay
     )
-    average = {k: p.detach().clone() for k, p in weights.items()}
+    average = start_average(weights)
     file = folder / CHECKPOINT
     step, losses = _resume(file, weights, average, optimizer, options)
     saved = time.monotonic()
@@ -92,7 +89,7 @@ def train(
     with stop_signal() as stop_wanted, bar:
         while step < options.iterations:
             losses = [*losses[-99:], _optimise(weights, optimizer, loss_of_step, step, options)]
-            _follow(average, weights, options.ema_decay(step) if options.ema else 0.0)
+            update_average(average, weights, options.ema, step)
             step += 1
             bar.update()
             bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}", refresh=False)
@@ -104,9 +101,7 @@ def train(
             if stop and step < options.iterations:
                 distributed.barrier()  # torchrun kills a process that writes once others have left
                 raise Stopped
-    with torch.no_grad():
-        for key, parameter in weights.items():
-            parameter.copy_(average[key])
+    copy_average(average, weights)
     return losses
 
 
@@ -118,10 +113,10 @@ def _optimise(
     options: LoopOptions,
 ) -> float:
     optimizer.zero_grad(set_to_none=True)
-    parts, loss = loss_of_step(step), 0.0
-    for part in (parts,) if isinstance(parts, Tensor) else parts:
-        part.backward()
-        loss += part.item()
+    terms, loss = loss_of_step(step), 0.0
+    for term in (terms,) if isinstance(terms, Tensor) else terms:
+        term.backward()
+        loss += term.item()
     distributed.average_gradients(weights.values())
     norm = nn.utils.clip_grad_norm_(weights.values(), options.clip)
     if not torch.isfinite(norm):
@@ -135,11 +130,6 @@ def _optimise(
     return loss
 
 
-@torch.no_grad()
-def _follow(average: dict[str, Tensor], weights: Mapping[str, nn.Parameter], decay: float) -> None:
-    torch._foreach_lerp_(list(average.values()), [*weights.values()], 1 - decay)
-
-
 def _resume(
     file: Path,
     weights: Mapping[str, nn.Parameter],
@@ -149,15 +139,15 @@ def _resume(
 ) -> tuple[int, list[float]]:
     if not file.is_file():
         return 0, []
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    if found["weights"].keys() != weights.keys() or found["step"] > options.iterations:
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    if state["weights"].keys() != weights.keys() or state["step"] > options.iterations:
         raise ValueError(f"{file} is of another run; choose another folder, or delete it.")
     with torch.no_grad():
         for key, parameter in weights.items():
-            parameter.copy_(found["weights"][key])
-            average[key].copy_(found["average"][key])
-    optimizer.load_state_dict(found["optimizer"])
-    return found["step"], found["losses"]
+            parameter.copy_(state["weights"][key])
+            average[key].copy_(state["average"][key])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"], state["losses"]
 
 
 def _save(
