@@ -131,7 +131,7 @@ def main():
     stages.run(config, device)
     with (out / "curves.csv").open() as file:
         curve = list(csv.DictReader(file))
-    networks = plan.networks_of(config, {0})
+    networks = plan.build_networks(config, {0})
     new = not RESULT.is_file()
     with RESULT.open("a", newline="") as target:
         writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
@@ -150,7 +150,7 @@ def main():
                 "dtype": options.dtype,
                 "seconds_a_step": f"{float(step['seconds']):.1f}",
                 "peak_gib": f"{float(step['peak_gib']):.1f}",
-                "planned_gib": f"{plan.memory(config, stage, networks):.1f}",
+                "planned_gib": f"{plan.estimate_memory(config, stage, networks):.1f}",
             }
             writer.writerow(found)
             print(json.dumps(found))

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,9 @@ from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.engine import distributed
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.train import config as train_config
-from animatediff_lightning.distill.train import phase, stages, updates
-from animatediff_lightning.distill.train.batches import Moment
-from animatediff_lightning.distill.train.run_folder import RunFolder
-from animatediff_lightning.distill.train.student import MovingBase
+from animatediff_lightning.distill.train import iterate, losses, setup, stages
+from animatediff_lightning.distill.train.phase import CollapsedError, PhaseTrainer
+from animatediff_lightning.distill.train.run_folder import Place, RunFolder
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
@@ -166,30 +166,33 @@ class Stage:
 
     def __init__(self, file):
         self.config = train_config.read(file)
-        self.loaded = stages.load(self.config, CPU, resume=True)
-        teacher = stages.checks.teacher_file(self.config, 1, 2)
-        self.student = checkpoint.load(teacher).build(dtype=torch.float32).requires_grad_(True)
-        by_unet = {id(b.unet): MovingBase(b, self.student) for b in self.loaded.bases.values()}
-        self.moving = {s: by_unet[id(b.unet)] for s, b in self.loaded.bases.items()}
-        self.moment = Moment(1, 0, 0)
-        self.judge = stages.make_judge(self.loaded, self.moment, None)
-        self.networks = stages._networks(
-            self.loaded, self.moment, self.student, self.moving, self.judge
-        )
-        self.run = phase.PhaseRun.start(self.networks)
-        ahead = stages._read_ahead(self.loaded, self.moment)
+        self.setup = setup.load(self.config, CPU, resume=True)
+        self.context = stages.start_stage(self.setup, 1)
+        training = self.context.__enter__()
+        self.student, self.place = training.student, Place(1, 0, 0)
+        training.discriminator = stages.make_discriminator(self.setup, self.place, None)
+        self.discriminator = training.discriminator
+        self.networks = training.networks(self.place)
+        self.trainer = PhaseTrainer(self.networks)
+        ahead = iterate.read_ahead(self.setup, self.place)
         self.batches = ahead(0)
         ahead.close()
 
     def close(self):
-        for base in set(self.moving.values()):
-            base.close()
+        self.context.__exit__(None, None, None)
+
+    def add_gradients(self, module, loss):
+        return self.trainer._backward(module, self.batches, loss)
+
+    def update_discriminator(self):
+        self.add_gradients(self.networks.discriminator, losses.discriminator_of_batch)
+        self.trainer._optimize(self.trainer.discriminator_optimizer, 0, 1e-3)
 
     def weights(self):
-        bases = {id(b.unet): b for b in self.loaded.bases.values()}.values()
+        bases = {id(b.unet): b for b in self.setup.bases.values()}.values()
         return {
             "student": copied(self.student),
-            "judge": copied(self.judge),
+            "discriminator": copied(self.discriminator),
             "teacher": copied(self.networks.teacher),
             "bases": {
                 f"{i}.{k}": v
@@ -213,10 +216,14 @@ def stage(undisturbed):
 
 def test_the_discriminators_half_changes_the_discriminator_alone(stage):
     before = stage.weights()
-    stage.run._update_judge(0, stage.batches)
+    stage.update_discriminator()
     after = stage.weights()
-    changed = [k for k, v in before["judge"].items() if not torch.equal(v, after["judge"][k])]
-    learns = {name for name, _ in stage.judge.named_parameters()}
+    changed = [
+        k
+        for k, v in before["discriminator"].items()
+        if not torch.equal(v, after["discriminator"][k])
+    ]
+    learns = {name for name, _ in stage.discriminator.named_parameters()}
     assert set(changed) <= learns
     assert len(changed) > 0.9 * len(learns)  # Adam moves what has a gradient at all
     for part in ("student", "teacher", "bases"):
@@ -226,31 +233,29 @@ def test_the_discriminators_half_changes_the_discriminator_alone(stage):
 
 def test_the_students_half_changes_the_motion_module_alone(stage):
     before = stage.weights()
-    stage.judge.requires_grad_(False)
-    updates.accumulate(
-        stage.networks, stage.networks.student, stage.batches, updates.generator_loss
-    )
-    stage.run._step(stage.run.optimizer, stage.networks.student, 0, 1e-3)
+    stage.discriminator.requires_grad_(False)
+    stage.add_gradients(stage.networks.student, losses.generator_of_batch)
+    stage.trainer._optimize(stage.trainer.optimizer, 0, 1e-3)
     after = stage.weights()
     for name, parameter in stage.student.named_parameters():
         assert not torch.equal(before["student"][name], parameter), name
-    for part in ("judge", "teacher", "bases"):
+    for part in ("discriminator", "teacher", "bases"):
         assert same(before[part], after[part]), part
-    assert all(p.grad is None for p in stage.judge.parameters())
+    assert all(p.grad is None for p in stage.discriminator.parameters())
 
 
 def test_in_its_head_start_the_discriminator_learns_alone(stage):
     networks = stage.networks
     networks.phase = networks.phase.model_copy(update={"discriminator_head_start": 2})
     networks.stage = networks.stage.model_copy(update={"warmup": 3, "ema": 0.5})
-    run = phase.PhaseRun.start(networks)
+    run = PhaseTrainer(networks)
     before = stage.weights()
     for iteration in range(2):
-        assert "loss_g" not in run.iterate(iteration, [stage.batches])
+        assert "loss_g" not in run.train_step(iteration, [stage.batches])
     assert same(before["student"], copied(stage.student))
     assert same(before["student"], before["student"] | run.average)
-    assert not same(before["judge"], copied(stage.judge))
-    assert "loss_g" in run.iterate(2, [stage.batches])
+    assert not same(before["discriminator"], copied(stage.discriminator))
+    assert "loss_g" in run.train_step(2, [stage.batches])
     assert run.optimizer.param_groups[0]["lr"] == networks.phase.learning_rate / 4  # its first
     for name, parameter in stage.student.named_parameters():
         moved = before["student"][name].lerp(parameter.detach(), 1 - 1 / 10)
@@ -258,17 +263,17 @@ def test_in_its_head_start_the_discriminator_learns_alone(stage):
 
 
 def test_the_discriminator_is_fresh_at_each_stage_and_d_prime_keeps_its_backbone(stage):
-    fresh = copied(stage.judge)
-    stage.run._update_judge(0, stage.batches)
-    again = stages.make_judge(stage.loaded, stage.moment, None)
+    fresh = copied(stage.discriminator)
+    stage.update_discriminator()
+    again = stages.make_discriminator(stage.setup, stage.place, None)
     assert same(fresh, copied(again))
-    prime = stages.make_judge(stage.loaded, Moment(1, 1, 0), stage.judge)
-    assert prime.encoder is stage.judge.encoder
+    prime = stages.make_discriminator(stage.setup, Place(1, 1, 0), stage.discriminator)
+    assert prime.encoder is stage.discriminator.encoder
     assert not prime.conditional
 
 
 def test_a_batch_is_a_function_of_its_place_alone(stage):
-    ahead = stages._read_ahead(stage.loaded, stage.moment)
+    ahead = iterate.read_ahead(stage.setup, stage.place)
     first, second = ahead(0), ahead(1)
     ahead.close()
     for a, b in zip(first, stage.batches, strict=True):
@@ -281,9 +286,9 @@ def test_a_batch_is_a_function_of_its_place_alone(stage):
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_weight(stage):
     before = copied(stage.student)
     with torch.no_grad():
-        next(stage.judge.head.parameters()).fill_(torch.nan)
-    with pytest.raises(phase.CollapsedError, match="not finite at iteration 7"):
-        stage.run.iterate(7, [stage.batches])
+        next(stage.discriminator.head.parameters()).fill_(torch.nan)
+    with pytest.raises(CollapsedError, match="not finite at iteration 7"):
+        stage.trainer.train_step(7, [stage.batches])
     assert same(before, copied(stage.student))
 
 
@@ -296,16 +301,12 @@ def gradients_on(world_size, file, folder):
     def work(rank):
         distributed.start(CPU)
         found = Stage(file)
-        updates.accumulate(
-            found.networks, found.networks.judge, found.batches, updates.discriminator_loss
-        )
-        grads = {f"judge.{k}": p.grad.clone() for k, p in found.judge.named_parameters()}
-        found.judge.requires_grad_(False)
-        updates.accumulate(
-            found.networks, found.networks.student, found.batches, updates.generator_loss
-        )
+        found.add_gradients(found.networks.discriminator, losses.discriminator_of_batch)
+        grads = {f"D.{k}": p.grad.clone() for k, p in found.discriminator.named_parameters()}
+        found.discriminator.requires_grad_(False)
+        found.add_gradients(found.networks.student, losses.generator_of_batch)
         grads |= {f"student.{k}": p.grad for k, p in found.student.named_parameters()}
-        found.run._step(found.run.optimizer, found.networks.student, 0, 1e-3)
+        found.trainer._optimize(found.trainer.optimizer, 0, 1e-3)
         bases = {
             found.config.slots[s].base: b.unet.conv_in.weight[0, 0, 0, 0].item()
             for s, b in found.loaded.bases.items()
@@ -471,7 +472,7 @@ def test_a_stage_begins_with_mse_and_the_discriminator_judges_what_that_has_aver
 
     states = {f.stem: torch.load(f, weights_only=True) for f in (folder / "checkpoints").iterdir()}
     first, second = states["1-0-00000002"], states["1-1-00000001"]
-    assert first["judge"] is None
+    assert first["discriminator"] is None
     averaged = first["student"] | first["average"]
     assert not same(averaged, first["student"])
     assert same(averaged, second["student"])
@@ -582,6 +583,32 @@ def test_no_config_argument_or_run_folder_runs_a_command(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_of_an_earlier_format_is_refused(undisturbed, clips, tmp_path, capsys):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    shutil.copytree(undisturbed[0], tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    del record["format"]
+    (tmp_path / "out" / "run.json").write_text(json.dumps(record))
+    assert main(["train", str(file), "--device", "cpu"]) == 2
+    assert "a run of another version of this program" in capsys.readouterr().err
+
+
+def test_backward_is_at_most_six_of_our_frames_below_the_command(clips, tmp_path, monkeypatch):
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    frames = []
+
+    def record(_loss):
+        frames.extend(f.name for f in traceback.extract_stack() if is_ours(f.filename))
+        raise KeyboardInterrupt
+
+    def is_ours(name):
+        return "distill" in Path(name).parts
+
+    monkeypatch.setattr(torch.Tensor, "backward", record)
+    assert main(["train", str(file), "--device", "cpu"]) == 130
+    assert frames == ["main", "train", "run", "train_phase", "train_step", "_backward"]
+
+
 def test_without_prompts_there_are_no_sheets(clips, tmp_path):
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
     text = file.read_text().replace('sheet_prompts = ["a big red fish swimming right"]\n', "")
@@ -591,17 +618,18 @@ def test_without_prompts_there_are_no_sheets(clips, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [6, 7, 31])
-def test_certainty_of_d_is_seen_for_any_number_of_parts(stage, parts):
+def test_saturation_is_seen_for_any_number_of_parts(stage, parts):
+    count = stage.trainer._count_saturation
     for _ in range(3):
         right = 0.0
         for _ in range(parts):
             right += 1.0 / parts
-        stage.run._watch({"d_on_teacher": right, "d_on_student": 1.0, "loss_g": 0.5})
-    assert stage.run.doubtless == 3
-    stage.run._watch({"d_on_teacher": 1.0, "d_on_student": 1.0})  # the student does not learn yet
-    assert stage.run.doubtless == 3
-    stage.run._watch({"d_on_teacher": 1 - 1 / 64, "d_on_student": 1.0, "loss_g": 0.5})
-    assert stage.run.doubtless == 0
+        count({"d_on_teacher": right, "d_on_student": 1.0, "loss_g": 0.5})
+    assert stage.trainer.saturated_iterations == 3
+    count({"d_on_teacher": 1.0, "d_on_student": 1.0})  # the student does not learn yet
+    assert stage.trainer.saturated_iterations == 3
+    count({"d_on_teacher": 1 - 1 / 64, "d_on_student": 1.0, "loss_g": 0.5})
+    assert stage.trainer.saturated_iterations == 0
 
 
 def test_a_collapsed_discriminator_names_the_last_checkpoint_before_it(
@@ -611,20 +639,20 @@ def test_a_collapsed_discriminator_names_the_last_checkpoint_before_it(
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=8)
     text = "collapse_after = 4\n" + file.read_text()
     file.write_text(text)
-    watch = phase.PhaseRun._watch
+    count = PhaseTrainer._count_saturation
 
-    def be_sure(run, figures):
-        sure = "d_on_teacher" in figures and len(seen) >= 2
+    def saturate(trainer, figures):
+        right = "d_on_teacher" in figures and len(seen) >= 2
         seen.extend([1] * ("d_on_teacher" in figures))
-        watch(run, figures | {"d_on_teacher": float(sure), "d_on_student": float(sure)})
+        count(trainer, figures | {"d_on_teacher": float(right), "d_on_student": float(right)})
 
     seen = []
-    monkeypatch.setattr(phase.PhaseRun, "_watch", be_sure)
+    monkeypatch.setattr(PhaseTrainer, "_count_saturation", saturate)
     assert main(["train", str(file), "--device", "cpu"]) == 2
     told = capsys.readouterr().err
     good = tmp_path / "out" / "checkpoints" / "1-0-00000002.pt"
     assert f"last good checkpoint: {good}" in told
-    assert torch.load(good, weights_only=True)["doubtless"] == 0
+    assert torch.load(good, weights_only=True)["saturated_iterations"] == 0
     assert len(list(good.parent.glob("*.pt"))) == 3  # keep, and the good one
 
 

@@ -1,5 +1,7 @@
 """`plan`: what a run would need, told from shapes alone, before any file is there."""
 
+import itertools
+
 import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
@@ -7,6 +9,7 @@ from animatediff_lightning.distill.miniature import models
 from animatediff_lightning.distill.miniature.names import motion_module_path
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train import memory_estimate, plan
+from animatediff_lightning.distill.train.config import TrainConfig
 from animatediff_lightning.distill.train.memory_estimate import Shapes
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import inject
@@ -49,7 +52,7 @@ def test_what_does_not_divide_is_refused(capsys):
 
 
 def test_frozen_parameters_are_those_of_the_models():
-    found = plan.networks_of(config_of("miniature"), {0, 2})
+    found = plan.build_networks(config_of("miniature"), {0, 2})
     parts = (models.unet(), models.text_encoder())
     one = sum(p.numel() for part in parts for p in part.parameters())
     assert found.frozen == 2 * one  # plain, which D starts from too, and photo
@@ -57,7 +60,7 @@ def test_frozen_parameters_are_those_of_the_models():
 
 def estimate(**changes):
     wanted = config_of("miniature", **changes)
-    return plan.memory(wanted, wanted.stages[1], plan.networks_of(wanted, {0}))
+    return plan.estimate_memory(wanted, wanted.stages[1], plan.build_networks(wanted, {0}))
 
 
 def test_memory_grows_with_clips_and_shrinks_with_checkpointing_and_bfloat16():
@@ -121,6 +124,8 @@ def test_a_brace_pattern_is_here_when_its_shards_are(tmp_path):
         "b": {"shards": "http://x/c.tar"},
         "c": {"shards": f"{tmp_path}/clips-{{0..2}}.tar"},
     }
-    known = config_of("miniature")
-    config = type(known).model_validate(known.model_dump() | {"pools": pools})
-    assert plan.missing_files(config) == [pools["c"]["shards"]]
+    table = config_of("miniature").model_dump()
+    for slot, pool in zip(table["slots"], itertools.cycle(pools), strict=False):
+        slot["pool"] = pool
+    config = TrainConfig.model_validate(table | {"pools": pools})
+    assert plan.list_missing_files(config) == [pools["c"]["shards"]]

@@ -57,14 +57,14 @@ def plan(
     file = find(config)
     try:
         wanted = read_config(file, None)
-        problems = [*checks.of_schedule(wanted), *checks.of_layout(wanted, world_size)]
+        problems = checks.problems_of_layout(wanted, world_size)
         if problems:
             raise ConfigError(problems)
     except ConfigError as error:
         _refuse(file, error.problems)
-    from ..train.plan import text
+    from ..train.plan import describe_plan
 
-    print(text(wanted, world_size))
+    print(describe_plan(wanted, world_size))
 
 
 def export(

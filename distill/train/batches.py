@@ -17,17 +17,9 @@ from ...samplers import prediction
 from ..data.latent_pool import ClipPool, ClipRef
 from . import trajectory
 from .config import Phase, Stage, TrainConfig
+from .run_folder import Place
 
 _CHOICE, _NOISE = 0, 1  # streams of random numbers
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A batch's place in the run: stage and phase by index, and its number in that phase."""
-
-    stage: int
-    phase: int
-    number: int
 
 
 @dataclass(frozen=True)
@@ -68,13 +60,13 @@ class Batch:
         return trajectory.timesteps(self.positions).to(self.x_t.device)
 
 
-def parts(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int, range]]:
-    """Return what a process trains on: (slot, places in the slot), one a forward, in order.
+def share_out(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int, range]]:
+    """Return what a process trains on: (slot, samples of the slot), one a forward, in order.
 
     With at least as many processes as slots each holds one slot (rank modulo table), else it goes
     through several over the accumulation steps. ValueError where that does not divide evenly.
     """
-    slots, places, size = len(config.slots), config.clips_per_slot, config.clips_per_rank
+    slots, samples, size = len(config.slots), config.clips_per_slot, config.clips_per_rank
     if config.global_batch % slots:
         raise ValueError(
             f"global_batch {config.global_batch} does not divide over {slots} slots; "
@@ -86,13 +78,13 @@ def parts(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int, ra
             f"divisor of {slots}."
         )
     sharing = max(1, world_size // slots)  # processes that hold the same slot
-    if places % (sharing * size):
+    if samples % (sharing * size):
         raise ValueError(
-            f"global_batch {config.global_batch} leaves {places} clips a slot, which do not divide "
-            f"over {sharing} processes with clips_per_rank {size}; make it a multiple of "
+            f"global_batch {config.global_batch} leaves {samples} clips a slot, which do not "
+            f"divide over {sharing} processes with clips_per_rank {size}; make it a multiple of "
             f"{slots * sharing * size}."
         )
-    mine = list(range(rank // slots, places, sharing))
+    mine = list(range(rank // slots, samples, sharing))
     chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
     return [
         (slot, range(chunk[0], chunk[-1] + 1, sharing))
@@ -101,52 +93,54 @@ def parts(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int, ra
     ]
 
 
-def refs(config: TrainConfig, pools: dict[str, ClipPool], moment: Moment, slot: int):
-    """Return the clips of a slot at a moment, all of one shape, one a place in the slot."""
-    seed = (config.seed, moment.stage, moment.phase, slot)
+def choose_clips(
+    config: TrainConfig, pools: dict[str, ClipPool], place: Place, slot: int
+) -> Sequence[ClipRef]:
+    """Return the clips of a slot for a batch, all of one shape, one for each of its samples."""
+    seed = (config.seed, place.stage, place.phase, slot)
     pool = pools[config.slots[slot].pool]
-    return pool.group(moment.number, config.clips_per_slot, seed)
+    return pool.group(place.count, config.clips_per_slot, seed)
 
 
-def make(
+def make_batch(
     config: TrainConfig,
     pools: dict[str, ClipPool],
-    moment: Moment,
+    place: Place,
     slot: int,
-    places: Sequence[int],
-    clips: Sequence[ClipRef],
+    samples: Sequence[int],
 ) -> Batch:
-    """Read and noise the clips at some places of a slot."""
+    """Read and noise the clips of some samples of a slot, by their numbers in the slot."""
     pool, table = pools[config.slots[slot].pool], config.pools[config.slots[slot].pool]
-    stage = config.stages[moment.stage]
-    phase = stage.phases[moment.phase]
-    x_t, noises, found, captions = [], [], [], []
-    for place in places:
-        choice, noise = (_random(config.seed, moment, slot, place, s) for s in (_CHOICE, _NOISE))
+    clips = choose_clips(config, pools, place, slot)
+    stage = config.stages[place.stage]
+    phase = stage.phases[place.phase]
+    x_t, noises, all_draws, captions = [], [], [], []
+    for sample in samples:
+        choice, noise = (_random(config.seed, place, slot, sample, s) for s in (_CHOICE, _NOISE))
         draws = draw(stage, phase, table.flip and pool.can_flip, choice)
-        x0, caption = pool.read(clips[place]).oriented(draws.flip)
+        x0, caption = pool.read(clips[sample]).oriented(draws.flip)
         eps, fresh = (torch.randn(x0.shape, generator=noise) for _ in range(2))
         x_t.append(prediction.forward(x0, eps, trajectory.timestep(draws.position)))
         noises.append(fresh)
-        found.append(draws)
+        all_draws.append(draws)
         captions.append("" if draws.drop_caption else caption)
     return Batch(
         slot,
         torch.stack(x_t),
-        tuple(d.position for d in found),
+        tuple(d.position for d in all_draws),
         tuple(captions),
-        tuple(d.renoise for d in found),
+        tuple(d.renoise for d in all_draws),
         torch.stack(noises),
     )
 
 
 def draw(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Generator) -> Draws:
     """Draw what is random of a sample, but the noise; always as many numbers, in this order."""
-    flip, place, renoise, caption = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
-    starts = trajectory.starts(stage)
+    flip, start, renoise, caption = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    starts = trajectory.start_positions(stage)
     return Draws(
         flip=may_flip and flip < 0.5,
-        position=starts[int(place * len(starts))],
+        position=starts[int(start * len(starts))],
         renoise=_weighted(stage.renoise, phase.renoise_weights, renoise),
         drop_caption=caption < stage.no_caption,
     )
@@ -160,7 +154,7 @@ def _weighted(values: Sequence[int], weights: Sequence[float], u: float) -> int 
     return values[int(np.searchsorted(edges, u * edges[-1], side="right"))] - 1
 
 
-def _random(seed: int, moment: Moment, slot: int, place: int, stream: int) -> torch.Generator:
-    entropy = (seed, moment.stage, moment.phase, moment.number, slot, place, stream)
+def _random(seed: int, place: Place, slot: int, sample: int, stream: int) -> torch.Generator:
+    entropy = (seed, place.stage, place.phase, place.count, slot, sample, stream)
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

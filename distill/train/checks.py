@@ -1,4 +1,8 @@
-"""What can be wrong with a distillation, found before the first step and all at once."""
+"""What can be wrong with a distillation, found before the first step and all at once.
+
+What only the config tells is checked where its keys stand (config.py); here are the number of
+processes, the files, and how clips, motion modules and base models fit each other.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +15,8 @@ from ..models.headers import check_configs, check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
 from ..models.tokenizer import load_tokenizer
 from . import batches
-from .config import ConfigError, Phase, Stage, TrainConfig
+from .config import ConfigError, TrainConfig
 from .run_folder import RunFolder
-
-# keys of a phase that its discriminator alone reads
-_OF_DISCRIMINATOR = (
-    "discriminator_learning_rate",
-    "discriminator_steps",
-    "discriminator_head_start",
-    "renoise_weights",
-)
 
 
 def check(config: TrainConfig, world_size: int) -> dict[str, ClipPool]:
@@ -28,169 +24,85 @@ def check(config: TrainConfig, world_size: int) -> dict[str, ClipPool]:
     opened = {n: _attempt(lambda p=p: ClipPool(p.shards)) for n, p in config.pools.items()}
     pools = {name: pool for name, (pool, _) in opened.items() if pool is not None}
     problems = [
-        *of_schedule(config),
-        *of_layout(config, world_size),
+        *problems_of_layout(config, world_size),
         *(problem for _, problems in opened.values() for problem in problems),
-        *of_files(config, pools),
+        *problems_of_files(config, pools),
     ]
     if problems:
         raise ConfigError(problems)
     return pools
 
 
-def teacher_file(config: TrainConfig, index: int, steps: int) -> Path:
+def teacher_file(config: TrainConfig, stage: int, steps: int) -> Path:
     """Return the file of the teacher of `steps` for a stage: an earlier student's, or the first."""
-    made = {s.student_steps: s.name for s in config.stages[:index] if s.loss != "consistency"}
-    if config.stages[index].loss == "consistency" or steps not in made:
+    students = {s.student_steps: s.name for s in config.stages[:stage] if s.loss != "consistency"}
+    if config.stages[stage].loss == "consistency" or steps not in students:
         return motion_module_path(config.teacher)
-    return RunFolder(config.out).student(made[steps])
+    return RunFolder(config.out).student(students[steps])
 
 
-def of_schedule(config: TrainConfig) -> Iterator[str]:
-    """Yield what is impossible or in vain in the stages."""
-    made: list[int] = []
-    for index, stage in enumerate(config.stages):
-        where = f"stages.{index}"
-        yield from _of_steps(where, stage)
-        if stage.loss == "consistency":
-            continue
-        for steps in _teachers(stage):
-            if made and steps not in made:
-                yield (
-                    f"{where} is taught by a student of {steps} steps, which no earlier stage "
-                    f"makes; they make {', '.join(map(str, made))}."
-                )
-        made.append(stage.student_steps)
-    names = [stage.name for stage in config.stages]
-    for name in sorted({n for n in names if names.count(n) > 1}):
-        yield f"two stages make the student {name!r}; keep one, or write the other to its own out."
+def problems_of_layout(config: TrainConfig, world_size: int) -> list[str]:
+    """Return why clips cannot be shared out over so many processes."""
+    _, problems = _attempt(lambda: batches.share_out(config, 0, world_size))
+    return problems
 
 
-def of_layout(config: TrainConfig, world_size: int) -> Iterator[str]:
-    """Yield why clips cannot be shared out over slots and processes."""
-    for slot in config.slots:
-        if slot.pool not in config.pools:
-            known = ", ".join(config.pools) or "none"
-            yield f"slots name the pool {slot.pool!r}, which is not in pools ({known}); add it."
-    for base in config.bases:
-        options = {
-            (s.tokenizer, s.config, s.prediction_type) for s in config.slots if s.base == base
-        }
-        if len(options) > 1:
-            yield (
-                f"slots give {base} different tokenizer, config or prediction_type; it is loaded "
-                "once, so give all of them the same."
-            )
-    try:
-        batches.parts(config, 0, world_size)
-    except ValueError as error:
-        yield str(error)
-
-
-def of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
+def problems_of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
     """Yield what is wrong with the motion modules and base models, and how the clips fit them."""
     channels: dict[str, int] = {}
     modules: dict[str, MotionCheckpoint] = {}
     for name in dict.fromkeys([config.teacher, config.discriminator_motion_module]):
-        found, problem = _attempt(lambda n=name: checkpoint.load(motion_module_path(n)))
-        yield from problem
-        if found is not None:
-            modules[name] = found.without_tensors()
+        module, problems = _attempt(lambda n=name: checkpoint.load(motion_module_path(n)))
+        yield from problems
+        if module is not None:
+            modules[name] = module.without_tensors()
     for name in dict.fromkeys([*config.bases, config.discriminator_base]):
-        unet, problem = _attempt(lambda n=name: empty_unet(base_path(n)))
-        yield from problem
+        unet, problems = _attempt(lambda n=name: empty_unet(base_path(n)))
+        yield from problems
         if unet is None:
             continue
         channels[name] = unet.config.in_channels
-        yield from _of_size(config, name)
-        for wanted in _wanted_in(config, name) & modules.keys():
-            module = modules[wanted]
-            _, problem = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
-            yield from problem
-    yield from _of_slots(config)
-    size = max(1, config.clips_per_slot)
+        yield from _problems_of_size(config, name)
+        for module_name in _modules_within(config, name) & modules.keys():
+            module = modules[module_name]
+            _, problems = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
+            yield from problems
+    yield from _problems_of_slots(config)
+    clips = max(1, config.clips_per_slot)
     for name, pool in pools.items():
-        yield from _of_shapes(config, name, pool, channels)
-        _, problem = _attempt(lambda p=pool: p.group(0, size, (0,)))
-        yield from problem
+        yield from _problems_of_shapes(config, name, pool, channels)
+        _, problems = _attempt(lambda p=pool: p.group(0, clips, (0,)))
+        yield from problems
 
 
-def _of_steps(where: str, stage: Stage) -> Iterator[str]:
-    for steps in _teachers(stage):
-        if steps % stage.student_steps or steps == stage.student_steps:
-            yield (
-                f"{where} goes from {steps} to {stage.student_steps} steps; the teacher's must be "
-                "a multiple of the student's."
-            )
-    if stage.loss != "adversarial" and len(stage.phases) > 1:
-        count = len(stage.phases)
-        yield f"{where} has {count} phases, which only adversarial stages need; keep one."
-    losses = [stage.loss_of(p) for p in stage.phases]
-    if losses[-1] != stage.loss or losses != sorted(losses, key=lambda loss: loss == stage.loss):
-        yield (
-            f"{where} has phases with the losses {', '.join(losses)}; those with mse come before "
-            f"those with the stage's {stage.loss}."
-        )
-    for number, part in enumerate(stage.phases):
-        if part.renoise_weights and len(part.renoise_weights) != len(stage.renoise):
-            yield (
-                f"{where}.phases.{number} has {len(part.renoise_weights)} renoise_weights for "
-                f"{len(stage.renoise)} values of renoise; give one for each."
-            )
-        if part.discriminator_head_start >= part.iterations:
-            yield (
-                f"{where}.phases.{number} has {part.iterations} iterations and a "
-                f"discriminator_head_start of {part.discriminator_head_start}, so that the student "
-                "would learn nothing; lower it."
-            )
-        in_vain = [key for key in _OF_DISCRIMINATOR if getattr(part, key) != _default(key)]
-        if in_vain and losses[number] != "adversarial":
-            yield (
-                f"{where}.phases.{number} has {' and '.join(in_vain)}, but no discriminator; "
-                "remove it."
-            )
-    if stage.renoise and stage.loss != "adversarial":
-        yield f"{where} has renoise, but no discriminator that would see it; remove it."
-
-
-def _default(key: str) -> object:
-    return Phase.model_fields[key].default
-
-
-def _teachers(stage: Stage) -> list[int]:
-    """Return the steps of every teacher that a stage has, its own first."""
-    others = [p.teacher_steps for p in stage.phases if p.teacher_steps is not None]
-    return list(dict.fromkeys([stage.teacher_steps, *others]))
-
-
-def _wanted_in(config: TrainConfig, base: str) -> set[str]:
+def _modules_within(config: TrainConfig, base: str) -> set[str]:
     """Return the names of the motion modules that a base model must have places for."""
-    wanted = {config.teacher} if base in config.bases else set()
+    names = {config.teacher} if base in config.bases else set()
     if base == config.discriminator_base and any(s.loss == "adversarial" for s in config.stages):
-        wanted.add(config.discriminator_motion_module)
-    return wanted
+        names.add(config.discriminator_motion_module)
+    return names
 
 
-def _of_size(config: TrainConfig, name: str) -> Iterator[str]:
-    configs = next((s.config for s in config.slots if s.base == name), None)
-    factor, problem = _attempt(lambda: latent_factor(base_path(name), configs))
-    yield from problem
+def _problems_of_size(config: TrainConfig, base: str) -> Iterator[str]:
+    configs = next((s.config for s in config.slots if s.base == base), None)
+    factor, problems = _attempt(lambda: latent_factor(base_path(base), configs))
+    yield from problems
     if factor is not None:
-        _, problem = _attempt(lambda: check_size(config.width, config.height, factor))
-        yield from problem
+        _, problems = _attempt(lambda: check_size(config.width, config.height, factor))
+        yield from problems
 
 
-def _of_slots(config: TrainConfig) -> Iterator[str]:
+def _problems_of_slots(config: TrainConfig) -> Iterator[str]:
     """Yield which files are missing that slots name beside their base model."""
     for folder in sorted({s.tokenizer for s in config.slots if s.tokenizer}):
-        _, problem = _attempt(lambda f=folder: load_tokenizer(f))
-        yield from problem
+        _, problems = _attempt(lambda f=folder: load_tokenizer(f))
+        yield from problems
     for folder in sorted({s.config for s in config.slots if s.config}):
-        _, problem = _attempt(lambda f=folder: check_configs(f, "config in slots"))
-        yield from problem
+        _, problems = _attempt(lambda f=folder: check_configs(f, "config in slots"))
+        yield from problems
 
 
-def _of_shapes(
+def _problems_of_shapes(
     config: TrainConfig, name: str, pool: ClipPool, channels: dict[str, int]
 ) -> Iterator[str]:
     for shape in pool.shapes:
@@ -200,11 +112,11 @@ def _of_shapes(
                 f"pools.{name} holds clips of {frames} frames; raise frames from {config.frames}."
             )
         for slot in config.slots:
-            wanted = channels.get(slot.base, depth)
-            if slot.pool == name and wanted != depth:
+            expected = channels.get(slot.base, depth)
+            if slot.pool == name and expected != depth:
                 yield (
-                    f"pools.{name} holds latents of {depth} channels and {slot.base} wants "
-                    f"{wanted}; make the clips with a base model of its family."
+                    f"pools.{name} holds latents of {depth} channels and {slot.base} takes "
+                    f"{expected}; make the clips with a base model of its family."
                 )
     if config.pools[name].flip and not pool.can_flip:
         yield (

@@ -8,10 +8,19 @@ import difflib
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,6 +35,14 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+_RULES = "rules"  # the type of pydantic's error that holds the problems of a table
+# keys of a phase that its discriminator alone reads
+_OF_DISCRIMINATOR = (
+    "discriminator_learning_rate",
+    "discriminator_steps",
+    "discriminator_head_start",
+    "renoise_weights",
+)
 
 
 class ConfigError(ValueError):
@@ -40,6 +57,17 @@ class _Table(BaseModel):
     """A table of the file: no key but the known ones, and no change once it is read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> "_Table":
+        problems = list(self._problems())
+        if problems:
+            raise PydanticCustomError(_RULES, "{problems}", {"problems": problems})
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """Yield how the table's values contradict each other; what follows the table's name."""
+        yield from ()
 
 
 class Pool(_Table):
@@ -76,7 +104,7 @@ class DiscriminatorTable(_Table):
 
 
 class Phase(_Table):
-    """Part of a stage with one discriminator and one pair of optimisers, both fresh.
+    """A phase of a stage: one discriminator and one pair of optimisers, both fresh.
 
     loss: "mse" before the phases with D, None: the stage's [open: None]; conditional: D sees x_t
     too, else it is D'; teacher_steps: of a teacher that skips a level, None: the stage's;
@@ -98,6 +126,19 @@ class Phase(_Table):
     @property
     def rate_of_discriminator(self) -> float:
         return self.discriminator_learning_rate or self.learning_rate
+
+    def _problems(self) -> Iterator[str]:
+        if self.discriminator_head_start >= self.iterations:
+            yield (
+                f" has {self.iterations} iterations and a discriminator_head_start of "
+                f"{self.discriminator_head_start}, so that the student would learn nothing; lower "
+                "the head start."
+            )
+
+    def keys_of_discriminator(self) -> list[str]:
+        """Return the keys that were given and that a phase without a discriminator ignores."""
+        fields = type(self).model_fields
+        return [key for key in _OF_DISCRIMINATOR if getattr(self, key) != fields[key].default]
 
 
 class Stage(_Table):
@@ -136,6 +177,48 @@ class Stage(_Table):
         """How the stage's student is called: 4step, or consistency."""
         return self.loss if self.loss == "consistency" else f"{self.student_steps}step"
 
+    def teacher_steps_of(self, phase: Phase) -> int:
+        return phase.teacher_steps or self.teacher_steps
+
+    def all_teacher_steps(self) -> list[int]:
+        """Return the steps of every teacher that the stage has, its own first."""
+        return list(dict.fromkeys([self.teacher_steps, *map(self.teacher_steps_of, self.phases)]))
+
+    def _problems(self) -> Iterator[str]:
+        for steps in self.all_teacher_steps():
+            if steps % self.student_steps or steps == self.student_steps:
+                yield (
+                    f" goes from {steps} to {self.student_steps} steps; the teacher's steps must "
+                    "be a multiple of the student's."
+                )
+        if self.renoise and self.loss != "adversarial":
+            yield " has renoise, but no discriminator that would see it; remove it."
+        yield from self._problems_of_losses()
+        for number, phase in enumerate(self.phases):
+            for problem in self._problems_of_phase(phase):
+                yield f".phases.{number}{problem}"
+
+    def _problems_of_losses(self) -> Iterator[str]:
+        if self.loss != "adversarial" and len(self.phases) > 1:
+            yield (f" has {len(self.phases)} phases, which only adversarial stages need; keep one.")
+        losses = [self.loss_of(phase) for phase in self.phases]
+        in_order = sorted(losses, key=lambda loss: loss == self.loss)
+        if losses[-1] != self.loss or losses != in_order:
+            yield (
+                f" has phases with the losses {', '.join(losses)}; those with mse come before "
+                f"those with the stage's {self.loss}."
+            )
+
+    def _problems_of_phase(self, phase: Phase) -> Iterator[str]:
+        if phase.renoise_weights and len(phase.renoise_weights) != len(self.renoise):
+            yield (
+                f" has {len(phase.renoise_weights)} renoise_weights for {len(self.renoise)} values "
+                "of renoise; give one for each."
+            )
+        ignored = phase.keys_of_discriminator()
+        if ignored and self.loss_of(phase) != "adversarial":
+            yield f" has {' and '.join(ignored)}, but no discriminator; remove it."
+
 
 class TrainConfig(_Table):
     """A whole distillation.
@@ -144,8 +227,8 @@ class TrainConfig(_Table):
     all processes; clips_per_rank: clips in one forward; dtype: of autocast and of frozen weights,
     what is trained stays float32; save_every: seconds between checkpoints, of which `keep` are
     kept; sheet_every: iterations between contact sheets of `sheet_prompts`, 0: none;
-    collapse_after: iterations that D may tell a learning student from its teacher without any
-    doubt.
+    collapse_after: iterations in a row that D may be right about every clip of a student that
+    learns.
     """
 
     out: Path
@@ -190,13 +273,13 @@ class TrainConfig(_Table):
         collapse_after, which changes nothing either, as the first runs had it, so that those runs
         are known again.
         """
-        told = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
-        told["collapse_after"] = type(self).model_fields["collapse_after"].default
-        for part in (p for stage in told["stages"] for p in stage["phases"]):
+        values = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
+        values["collapse_after"] = type(self).model_fields["collapse_after"].default
+        for phase in (phase for stage in values["stages"] for phase in stage["phases"]):
             for newer in ("discriminator_head_start", "loss"):
-                if not part[newer]:
-                    del part[newer]
-        return told
+                if not phase[newer]:
+                    del phase[newer]
+        return values
 
     def digest(self) -> str:
         """Return a short hash of the fingerprint."""
@@ -215,6 +298,41 @@ class TrainConfig(_Table):
     def discriminator_motion_module(self) -> str:
         return self.discriminator.motion_module or self.teacher
 
+    def _problems(self) -> Iterator[str]:
+        yield from self._problems_of_teachers()
+        names = [stage.name for stage in self.stages]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield (
+                f"two stages make the student {name!r}; keep one, or write the other to another "
+                "out."
+            )
+        for pool in dict.fromkeys(slot.pool for slot in self.slots):
+            if pool not in self.pools:
+                pools = ", ".join(self.pools) or "none"
+                yield f"slots name the pool {pool!r}, which is not in pools ({pools}); add it."
+        for base in self.bases:
+            options = {
+                (s.tokenizer, s.config, s.prediction_type) for s in self.slots if s.base == base
+            }
+            if len(options) > 1:
+                yield (
+                    f"slots give {base} different tokenizer, config or prediction_type; it is "
+                    "loaded once, so give all of them the same."
+                )
+
+    def _problems_of_teachers(self) -> Iterator[str]:
+        made: list[int] = []
+        for index, stage in enumerate(self.stages):
+            if stage.loss == "consistency":
+                continue
+            for steps in stage.all_teacher_steps():
+                if made and steps not in made:
+                    yield (
+                        f"stages.{index} is taught by a student of {steps} steps, which no earlier "
+                        f"stage makes; they make {', '.join(map(str, made))}."
+                    )
+            made.append(stage.student_steps)
+
 
 def find(name: str) -> Path:
     """Return the file of a config: a path, or the name of a bundled one; ValueError if neither."""
@@ -223,8 +341,8 @@ def find(name: str) -> Path:
     bundled = BUNDLED / f"{name}.toml"
     if bundled.is_file():
         return bundled
-    known = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.toml")))
-    raise ValueError(f"the config {name} was not found; give a .toml file, or one of: {known}.")
+    names = ", ".join(sorted(p.stem for p in BUNDLED.glob("*.toml")))
+    raise ValueError(f"the config {name} was not found; give a .toml file, or one of: {names}.")
 
 
 def read(file: Path) -> TrainConfig:
@@ -233,10 +351,16 @@ def read(file: Path) -> TrainConfig:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError([f"{file.name} is no TOML: {error}; mend that line."]) from error
+    return validate(table)
+
+
+def validate(table: dict) -> TrainConfig:
+    """Return the config of a file's table; ConfigError holds every problem."""
     try:
         return TrainConfig.model_validate(table)
     except ValidationError as error:
-        raise ConfigError([_sentence(e) for e in _innermost(error.errors())]) from error
+        problems = [s for e in _innermost(error.errors()) for s in _sentences(e)]
+        raise ConfigError(problems) from error
 
 
 def _innermost(errors: list[dict]) -> list[dict]:
@@ -249,19 +373,21 @@ def _innermost(errors: list[dict]) -> list[dict]:
     ]
 
 
-def _sentence(error: dict) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+def _sentences(error: dict) -> list[str]:
+    where = ".".join(str(key) for key in error["loc"])
+    if error["type"] == _RULES:
+        return [f"{where}{problem}" for problem in error["ctx"]["problems"]]
     if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}."
-        return f"{where} is no known key; {hint}"
+        keys = _keys_of_table(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(keys)}."
+        return [f"{where} is no known key; {hint}"]
     if error["type"] == "missing":
-        return f"{where} is missing; give it."
-    return f"{where} is {error['input']!r}: {error['msg']}."
+        return [f"{where} is missing; give it."]
+    return [f"{where} is {error['input']!r}: {error['msg']}."]
 
 
-def _known_keys(location: tuple) -> list[str]:
+def _keys_of_table(location: tuple) -> list[str]:
     """Return the keys of the table at a place of the file; indices and pool names lead nowhere."""
     tables = {
         "pools": Pool,
@@ -270,7 +396,7 @@ def _known_keys(location: tuple) -> list[str]:
         "phases": Phase,
         "discriminator": DiscriminatorTable,
     }
-    found: type[BaseModel] = TrainConfig
-    for part in location:
-        found = tables.get(part, found)
-    return list(found.model_fields)
+    table: type[BaseModel] = TrainConfig
+    for key in location:
+        table = tables.get(key, table)
+    return list(table.model_fields)

@@ -32,7 +32,7 @@ COLUMNS = (
 class Curves:
     """Writes what each iteration measured; used by the first process alone.
 
-    loss_g is the student's loss of any kind; d_on_*: share of clips that D judges rightly; d_gap:
+    loss_g is the student's loss of any kind; d_on_*: share of clips about which D is right; d_gap:
     how much higher its logit is where the teacher lands than where the student does from the same
     x_t. Clips differ far more from each other than a student from its teacher, so d_gap shows that
     D learns long before d_on_* leave a half.
@@ -53,7 +53,7 @@ class Curves:
     def add(self, place: Place, values: Mapping[str, float]) -> None:
         """Write an iteration's figures, exactly as they were computed."""
         self._writer.writerow(
-            {"stage": place.stage, "phase": place.phase, "iteration": place.iteration}
+            {"stage": place.stage, "phase": place.phase, "iteration": place.count}
             | {name: repr(value) for name, value in values.items()}
         )
         self._target.flush()

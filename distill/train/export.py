@@ -50,33 +50,35 @@ def export(run: Path, out: Path, name: str, dtype: torch.dtype, force: bool) -> 
     Returns the files. Raises ValueError, before any is written, where the run has no student yet,
     one of them does not tell how it was made, or a file is there already and not `force`.
     """
-    found = students(run)
+    finished = students(run)
     targets = [
-        (known, layout, out / f"{name}_{known.path.stem}_{layout}.safetensors")
-        for known in found
+        (student, layout, out / f"{name}_{student.path.stem}_{layout}.safetensors")
+        for student in finished
         for layout in LAYOUTS
     ]
     card = out / CARD
-    there = [f for f in (card, *(target for *_, target in targets)) if f.exists()]
-    if there and not force:
-        raise ValueError(f"{there[0]} exists; pass --force to overwrite it, or another --out.")
+    existing = [f for f in (card, *(target for *_, target in targets)) if f.exists()]
+    if existing and not force:
+        raise ValueError(f"{existing[0]} exists; pass --force to overwrite it, or another --out.")
     check_writable(card)
-    text = _card(name, found)
-    for known, layout, target in targets:
-        checkpoint.save(known.build(dtype=dtype), target, layout=layout, metadata=known.metadata)
+    text = _card(name, finished)
+    for student, layout, target in targets:
+        checkpoint.save(
+            student.build(dtype=dtype), target, layout=layout, metadata=student.metadata
+        )
     with atomic_path(card) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return [*(target for *_, target in targets), card]
 
 
-def _card(name: str, found: list[MotionCheckpoint]) -> str:
-    known = found[0].metadata
+def _card(name: str, students: list[MotionCheckpoint]) -> str:
+    metadata = students[0].metadata
     rows = (
         f"| {name}_{c.path.stem} | {c.steps} | {c.metadata['teacher_steps']} steps | "
         f"{c.metadata['iterations']} | {c.metadata['loss']} | {c.metadata['training']} |"
-        for c in found
+        for c in students
     )
-    losses = [loss for loss in METHODS if any(c.metadata["loss"] == loss for c in found)]
+    losses = [loss for loss in METHODS if any(c.metadata["loss"] == loss for c in students)]
     use = [_USE] if losses != ["consistency"] else []
     use += [_USE_OF_CONSISTENCY] if "consistency" in losses else []
     return _TEXT.format(
@@ -84,6 +86,6 @@ def _card(name: str, found: list[MotionCheckpoint]) -> str:
         rows="\n".join(rows),
         use="\n".join(use),
         methods="; ".join(METHODS[loss] for loss in losses),
-        scope=_SCOPES[known["norm_scope"]],
-        **known,
+        scope=_SCOPES[metadata["norm_scope"]],
+        **metadata,
     )

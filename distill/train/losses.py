@@ -1,12 +1,59 @@
-"""The losses of distillation, in float32 whatever the networks compute in.
+"""The losses of distillation: distances, and what a batch of clips costs student or discriminator.
 
-AnimateDiff-Lightning section 3.3: L_D = -log p - log(1 - p_hat), L_G = -log p_hat, with p the
-discriminator's probability that a state is the teacher's; written with logits, so that they stay
-finite.
+AnimateDiff-Lightning sections 3.2 and 3.3, SDXL-Lightning (arXiv 2402.13929) section 3. The
+teacher's target is its real trajectory, made within the step. Distances are float32 whatever the
+networks compute in, and those of probabilities are written with logits, so that they stay finite:
+L_D = -log p - log(1 - p_hat) and L_G = -log p_hat, with p the discriminator's probability that a
+state is the teacher's.
 """
 
-from torch import Tensor
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
+
+from ...motion_module.module import MotionModule
+from ..models.base_model import BaseModel, encode_prompts
+from . import trajectory
+from .batches import Batch
+from .config import Phase, Stage
+from .discriminator import Discriminator, State
+from .student import MovingBase, Student
+
+Figures = dict[str, float]
+
+
+@dataclass
+class Networks:
+    """Everything that computes in a phase. DDP may wrap `student` and `discriminator`.
+
+    bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
+    D's backbone was trained with); base_index: by slot, as D counts them.
+    """
+
+    stage: Stage
+    phase: Phase
+    bases: dict[int, MovingBase]
+    teacher: MotionModule
+    student: nn.Module
+    discriminator: nn.Module | None
+    text_base: BaseModel
+    base_index: dict[int, int]
+    autocast: Callable[[], contextlib.AbstractContextManager]
+
+    @property
+    def plain_student(self) -> Student:
+        return getattr(self.student, "module", self.student)
+
+    @property
+    def plain_discriminator(self) -> Discriminator:
+        return getattr(self.discriminator, "module", self.discriminator)
+
+
+LossOfBatch = Callable[[Networks, Batch], tuple[Tensor, Figures]]
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -29,3 +76,92 @@ def huber(student: Tensor, target: Tensor, width: float = 1e-3) -> Tensor:
     """Return the pseudo-Huber distance sqrt(d^2 + w^2) - w, as AnimateLCM trains with."""
     difference = student.float() - target.float()
     return ((difference.square() + width**2).sqrt() - width).mean()
+
+
+def mse_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
+    """Return the distance of the student's landing from the teacher's (SDXL-Lightning 3.2)."""
+    text = networks.bases[batch.slot].encode(batch.captions)
+    target, _ = follow_teacher(networks, batch, text)
+    landing, _ = move_student(networks, networks.student, batch, text)
+    return mse(landing, target), {}
+
+
+def consistency_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
+    """Return how much x0 differs before and after one guided move of the teacher.
+
+    The baseline: latent consistency distillation (arXiv 2310.04378, AnimateLCM 2402.00769), with
+    the student itself, held still, as the target network.
+    """
+    base = networks.bases[batch.slot]
+    text = base.encode(batch.captions)
+    moved, t_next = follow_teacher(networks, batch, text)
+    to_clean = [(p, trajectory.CLEAN_POSITION) for p in batch.positions]
+    x0, _ = trajectory.follow(
+        lambda x, t: networks.student(batch.slot, x, t, text), batch.x_t, to_clean
+    )
+    with torch.no_grad():
+        eps = networks.plain_student(batch.slot, moved, t_next, text)
+        target = trajectory.to_clean(moved, eps, t_next)
+    return huber(x0, target), {}
+
+
+def discriminator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
+    """Return L_D on where teacher and student land, both noised to t* where the stage says so."""
+    text = networks.bases[batch.slot].encode(batch.captions)
+    real = follow_teacher(networks, batch, text)
+    with torch.no_grad():
+        fake = move_student(networks, networks.plain_student, batch, text)
+    real, fake = (trajectory.renoise(*state, batch.renoise, batch.noise) for state in (real, fake))
+    of_teacher, of_student = _logits(networks, networks.discriminator, batch, [real, fake])
+    figures = {
+        "d_on_teacher": (of_teacher > 0).float().mean().item(),
+        "d_on_student": (of_student < 0).float().mean().item(),
+        "d_gap": (of_teacher - of_student).float().mean().item(),
+    }
+    return discriminator(of_teacher, of_student), figures
+
+
+def generator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
+    """Return L_G of where the student lands; D must be frozen."""
+    text = networks.bases[batch.slot].encode(batch.captions)
+    fake = move_student(networks, networks.student, batch, text)
+    fake = trajectory.renoise(*fake, batch.renoise, batch.noise)
+    (of_student,) = _logits(networks, networks.plain_discriminator, batch, [fake])
+    return generator(of_student), {}
+
+
+STUDENT_LOSSES: dict[str, LossOfBatch] = {
+    "mse": mse_of_batch,
+    "consistency": consistency_of_batch,
+    "adversarial": generator_of_batch,
+}
+
+
+@torch.no_grad()
+def follow_teacher(networks: Networks, batch: Batch, text: Tensor) -> State:
+    """Return where the teacher's trajectory lands: clips (clips, frames, c, h, w) and timesteps."""
+    stage, base = networks.stage, networks.bases[batch.slot]
+    steps = stage.teacher_steps_of(networks.phase)
+    stride = stage.teacher_steps if stage.loss == "consistency" else stage.student_steps
+    points = [trajectory.points(p, stride, steps) for p in batch.positions]
+    without = base.encode([""] * len(text)) if stage.cfg != 1 else text
+    with base.moved_by(networks.teacher):
+        return trajectory.follow(
+            lambda x, t: base.predict_guided(x, t, text, without, stage.cfg), batch.x_t, points
+        )
+
+
+def move_student(networks: Networks, student: nn.Module, batch: Batch, text: Tensor) -> State:
+    """Return where the student's single move lands, as `follow_teacher`."""
+    steps = networks.stage.student_steps
+    points = [trajectory.points(p, steps, steps) for p in batch.positions]
+    return trajectory.follow(lambda x, t: student(batch.slot, x, t, text), batch.x_t, points)
+
+
+def _logits(
+    networks: Networks, discriminator: nn.Module, batch: Batch, states: Sequence[State]
+) -> list[Tensor]:
+    x_t = (batch.x_t, batch.timesteps) if networks.phase.conditional else None
+    text = encode_prompts(networks.text_base, batch.captions)
+    index = torch.full((len(text),), networks.base_index[batch.slot], device=text.device)
+    return discriminator(states, x_t, text, index)

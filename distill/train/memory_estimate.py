@@ -1,4 +1,4 @@
-"""How much memory a process needs to train, told from shapes alone: networks without any weights.
+"""How much memory a process needs to train, from shapes alone: networks without any weights.
 
 Weights, gradients and Adam's moments are counted; activations are what autograd keeps in a forward
 of shapes (torch's meta device). What a GPU's kernels and allocator need on top is not in it.
@@ -33,9 +33,9 @@ class Shapes:
     checkpointing: bool
 
 
-def count(*parts: nn.Module) -> int:
+def count(*modules: nn.Module) -> int:
     """Return the number of parameters."""
-    return sum(p.numel() for part in parts for p in part.parameters())
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def trained(parameters: int, averaged: bool) -> int:
@@ -54,21 +54,23 @@ def of_student(unet: UNet2DConditionModel, module: MotionModule, shapes: Shapes)
     x, text = _inputs(unet, batch, shapes)
     injection = inject(unet, module, num_frames=shapes.frames)
     try:
-        return _kept(lambda: unet(x, 500, text).sample, (unet, module), shapes)
+        return _measure_saved(lambda: unet(x, 500, text).sample, (unet, module), shapes)
     finally:
         injection.eject()
 
 
 def of_discriminator(
-    unet: UNet2DConditionModel, judge: Discriminator, shapes: Shapes, states: int
+    unet: UNet2DConditionModel, discriminator: Discriminator, shapes: Shapes, states: int
 ) -> int:
     """Return the bytes of activations of a discriminator's update on so many states."""
     x, _ = _inputs(unet, shapes.clips * shapes.frames, shapes)
     text = torch.empty(shapes.clips, shapes.tokens, unet.config.cross_attention_dim, device="meta")
     state = (x.unflatten(0, (shapes.clips, -1)), torch.zeros(shapes.clips, device="meta"))
     index = torch.zeros(shapes.clips, dtype=torch.long, device="meta")
-    x_t = state if judge.conditional else None
-    return _kept(lambda: judge([state] * states, x_t, text, index), (judge,), shapes)
+    x_t = state if discriminator.conditional else None
+    return _measure_saved(
+        lambda: discriminator([state] * states, x_t, text, index), (discriminator,), shapes
+    )
 
 
 def _inputs(unet: UNet2DConditionModel, batch: int, shapes: Shapes) -> tuple[Tensor, Tensor]:
@@ -78,7 +80,7 @@ def _inputs(unet: UNet2DConditionModel, batch: int, shapes: Shapes) -> tuple[Ten
     return x, torch.empty(batch, shapes.tokens, width, device="meta", dtype=unet.dtype)
 
 
-class _Kept:
+class _SavedTensors:
     """Counts the bytes that autograd keeps of a forward, each storage once and no weights."""
 
     def __init__(self, networks: tuple[nn.Module, ...]) -> None:
@@ -109,23 +111,23 @@ class _Kept:
         return storage.nbytes()
 
 
-def _kept(forward: Callable, networks: tuple[nn.Module, ...], shapes: Shapes) -> int:
+def _measure_saved(forward: Callable, networks: tuple[nn.Module, ...], shapes: Shapes) -> int:
     """Return the bytes that a forward keeps: if checkpointed, inputs of blocks and one block.
 
     The networks are in float32 here, as they are trained; under autocast most of what is kept has
     the narrower dtype.
     """
-    kept, hooks = _Kept(networks), []
+    saved, hooks = _SavedTensors(networks), []
     for network in networks:
         for block in network.modules():
             if isinstance(block, gradient_checkpointing.RECOMPUTED):
-                hooks.append(block.register_forward_pre_hook(kept.enter))
-                hooks.append(block.register_forward_hook(kept.leave, prepend=True))
-    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+                hooks.append(block.register_forward_pre_hook(saved.enter))
+                hooks.append(block.register_forward_hook(saved.leave, prepend=True))
+    with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
         forward()
     for hook in hooks:
         hook.remove()
-    total = kept.total
+    total = saved.total
     if shapes.checkpointing:
-        total += kept.inputs - kept.in_blocks + kept.largest_block
+        total += saved.inputs - saved.in_blocks + saved.largest_block
     return int(total * shapes.dtype.itemsize / 4)

@@ -1,163 +1,158 @@
-"""A phase of a distillation under way: its networks and optimisers, and one iteration of it.
+"""A phase of a distillation: its networks and optimisers, and one training step.
 
 All of it can be written to a checkpoint and read back; with the number of the next iteration it
 determines everything that follows.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ...motion_module.module import MotionModule
 from ..engine import distributed
-from . import updates
+from ..engine.average import copy_average, start_average, update_average
 from .batches import Batch
 from .config import Phase, Stage
-from .updates import Networks
+from .losses import STUDENT_LOSSES, Figures, LossOfBatch, Networks, discriminator_of_batch
+
+_ALL_RIGHT = 1 - 1e-6  # a mean of ones, which rounding may leave below one
 
 
 class CollapsedError(ValueError):
-    """A loss is no longer finite, or D tells teacher from student without any doubt for long."""
+    """A loss is no longer finite, or D has been right about every clip for too long."""
 
 
-@dataclass
-class PhaseRun:
-    """Optimisers, averaged weights (empty without ema), and for how long D had no doubt."""
+class PhaseTrainer:
+    """Trains the student of a phase, and its discriminator where it has one.
 
-    networks: Networks
-    optimizer: torch.optim.Optimizer
-    judge_optimizer: torch.optim.Optimizer | None
-    average: dict[str, Tensor]
-    doubtless: int = 0
+    average: of the student's weights, empty without ema; saturated_iterations: for how many
+    iterations in a row D was right about every clip, so that the student learned nothing.
+    """
 
-    @classmethod
-    def start(cls, networks: Networks) -> "PhaseRun":
-        """Begin a phase: fresh optimisers, the average at the student as it is."""
+    def __init__(self, networks: Networks) -> None:
         stage, phase = networks.stage, networks.phase
-        student = networks.plain_student.motion_module
-        judge = None
-        if networks.judge is not None:
-            judge = _adam(networks.plain_judge, phase.rate_of_discriminator, stage, phase)
-        average = {k: p.detach().clone() for k, p in student.named_parameters()}
-        return cls(
-            networks,
-            _adam(student, phase.learning_rate, stage, phase),
-            judge,
-            average if stage.ema else {},
-        )
+        self.networks = networks
+        self.optimizer = _adam(networks.plain_student, phase.learning_rate, stage, phase)
+        self.discriminator_optimizer = None
+        if networks.discriminator is not None:
+            rate = phase.rate_of_discriminator
+            self.discriminator_optimizer = _adam(networks.plain_discriminator, rate, stage, phase)
+        self.average = start_average(self._student_weights()) if stage.ema else {}
+        self.saturated_iterations = 0
 
-    def state(self) -> dict:
-        """Return everything that a checkpoint must hold."""
-        networks = self.networks
-        judged = networks.judge is not None
-        return {
-            "student": networks.plain_student.motion_module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "judge": networks.plain_judge.state_dict() if judged else None,
-            "judge_optimizer": self.judge_optimizer.state_dict() if judged else None,
-            "average": self.average,
-            "doubtless": self.doubtless,
-        }
-
-    def load(self, state: dict) -> None:
-        """Go on from what `state` returned."""
-        self.networks.plain_student.motion_module.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.judge_optimizer is not None:
-            self.networks.plain_judge.load_state_dict(state["judge"])
-            self.judge_optimizer.load_state_dict(state["judge_optimizer"])
-        device = next(self.networks.plain_student.parameters()).device
-        self.average = {name: average.to(device) for name, average in state["average"].items()}
-        self.doubtless = state["doubtless"]
-
-    def iterate(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> updates.Figures:
+    def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
         """Update D once for each list of batches, and the student on the last of them.
 
         While D has its head start, D alone. Returns the figures of all processes together. Raises
         CollapsedError before a loss that is not finite can reach any weight.
         """
-        networks, figures = self.networks, {}
-        if networks.judge is not None:
-            networks.judge.requires_grad_(True)
+        networks, stage, phase = self.networks, self.networks.stage, self.networks.phase
+        figures: Figures = {}
+        if networks.discriminator is not None:
+            networks.discriminator.requires_grad_(True)
             for batch in batches:
-                figures |= self._update_judge(iteration, batch)
-            networks.judge.requires_grad_(False)
-        if iteration >= networks.phase.discriminator_head_start:
-            figures |= self._update_student(iteration, batches[-1])
-        figures = self._shared(figures)
-        self._watch(figures)
+                figures |= self._backward(networks.discriminator, batch, discriminator_of_batch)
+                figures["loss_d"] = figures.pop("loss")
+                rate = phase.rate_of_discriminator * _warm_up(stage, iteration)
+                figures["norm_d"] = self._optimize(self.discriminator_optimizer, iteration, rate)
+            networks.discriminator.requires_grad_(False)
+        update = iteration - phase.discriminator_head_start
+        if update >= 0:
+            loss = STUDENT_LOSSES[stage.loss_of(phase)]
+            figures |= self._backward(networks.student, batches[-1], loss)
+            figures["loss_g"] = figures.pop("loss")
+            rate = phase.learning_rate * _warm_up(stage, update)
+            figures["norm_g"] = self._optimize(self.optimizer, iteration, rate)
+            update_average(self.average, self._student_weights(), stage.ema, update)
+        figures = self._averaged_over_processes(figures)
+        self._count_saturation(figures)
         return figures
 
-    def result(self) -> MotionModule:
-        """Return what the student has learned by one loss: the average where there is one."""
-        student = self.networks.plain_student.motion_module
-        with torch.no_grad():
-            for name, parameter in student.named_parameters():
-                parameter.copy_(self.average.get(name, parameter))
-        return student
+    def use_average(self) -> None:
+        """Give the student the averaged weights, which are what it has learned by one loss."""
+        copy_average(self.average, self._student_weights())
 
-    def _update_judge(self, iteration: int, batch: Sequence[Batch]) -> updates.Figures:
+    def state_dict(self) -> dict:
+        """Return everything that a checkpoint must hold."""
         networks = self.networks
-        found = updates.accumulate(networks, networks.judge, batch, updates.discriminator_loss)
-        rate = networks.phase.rate_of_discriminator
-        norm = self._step(self.judge_optimizer, networks.judge, iteration, rate)
-        found["loss_d"] = found.pop("loss")
-        return found | {"norm_d": norm}
+        state = {
+            "student": networks.plain_student.motion_module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average,
+            "saturated_iterations": self.saturated_iterations,
+            "discriminator": None,
+            "discriminator_optimizer": None,
+        }
+        if self.discriminator_optimizer is not None:
+            state["discriminator"] = networks.plain_discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
 
-    def _update_student(self, iteration: int, batch: Sequence[Batch]) -> updates.Figures:
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` returned."""
         networks = self.networks
-        loss = {
-            "mse": updates.mse_loss,
-            "consistency": updates.consistency_loss,
-            "adversarial": updates.generator_loss,
-        }[networks.stage.loss_of(networks.phase)]
-        found = updates.accumulate(networks, networks.student, batch, loss)
-        start, rate = networks.phase.discriminator_head_start, networks.phase.learning_rate
-        norm = self._step(self.optimizer, networks.student, iteration, rate, start)
-        self._follow(iteration - start)
-        return {"loss_g": found["loss"], "norm_g": norm}
+        networks.plain_student.motion_module.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator_optimizer is not None:
+            networks.plain_discriminator.load_state_dict(state["discriminator"])
+            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        device = self._device
+        self.average = {name: average.to(device) for name, average in state["average"].items()}
+        self.saturated_iterations = state["saturated_iterations"]
 
-    def _step(
-        self,
-        optimizer: torch.optim.Optimizer,
-        module: nn.Module,
-        iteration: int,
-        rate: float,
-        start: int = 0,
-    ) -> float:
-        stage = self.networks.stage
-        norm = nn.utils.clip_grad_norm_(module.parameters(), stage.clip or math.inf)
+    def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Figures:
+        """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
+
+        Returns the loss and its figures, this process's means.
+        """
+        sums: Figures = {}
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            with contextlib.nullcontext() if last else distributed.no_sync(module):
+                with self.networks.autocast():
+                    value, figures = loss(self.networks, batch)
+                (value / len(batches)).backward()
+            for name, figure in (figures | {"loss": value.item()}).items():
+                sums[name] = sums.get(name, 0.0) + figure / len(batches)
+        return sums
+
+    def _optimize(self, optimizer: torch.optim.Optimizer, iteration: int, rate: float) -> float:
+        """Update an optimiser's weights at a learning rate, and return the gradient's norm."""
+        weights = [w for group in optimizer.param_groups for w in group["params"]]
+        norm = nn.utils.clip_grad_norm_(weights, self.networks.stage.clip or math.inf)
         if not torch.isfinite(norm):
             raise CollapsedError(f"the loss is not finite at iteration {iteration}")
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (iteration - start + 1) / (stage.warmup + 1))
+            group["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm.item()
 
-    @torch.no_grad()
-    def _follow(self, update: int) -> None:
-        if self.average:
-            decay = min(self.networks.stage.ema, (update + 1) / (update + 10))
-            student = dict(self.networks.plain_student.motion_module.named_parameters())
-            torch._foreach_lerp_(
-                list(self.average.values()), [student[k] for k in self.average], 1 - decay
-            )
-
-    def _shared(self, figures: updates.Figures) -> updates.Figures:
+    def _averaged_over_processes(self, figures: Figures) -> Figures:
         """Return the mean of every process's figures; norms are the same on all."""
-        device = next(self.networks.student.parameters()).device
-        return dict(zip(figures, distributed.mean(figures.values(), device), strict=True))
+        means = distributed.mean(figures.values(), self._device)
+        return dict(zip(figures, means, strict=True))
 
-    def _watch(self, figures: updates.Figures) -> None:
-        if "loss_g" not in figures:  # D alone learns, and may well be sure of the student
+    def _count_saturation(self, figures: Figures) -> None:
+        if "loss_g" not in figures:  # D alone learns, and may well be right about every clip
             return
         right = min(figures.get("d_on_teacher", 0.0), figures.get("d_on_student", 0.0))
-        sure = right > 1 - 1e-6  # a mean of ones, which rounding may leave below one
-        self.doubtless = self.doubtless + 1 if sure else 0
+        self.saturated_iterations = self.saturated_iterations + 1 if right > _ALL_RIGHT else 0
+
+    def _student_weights(self) -> dict[str, Tensor]:
+        return dict(self.networks.plain_student.motion_module.named_parameters())
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.networks.plain_student.parameters()).device
+
+
+def batches_of(phase: Phase, iteration: int) -> range:
+    """Return the numbers of the batches that an iteration consumes."""
+    first = iteration * phase.discriminator_steps
+    return range(first, first + phase.discriminator_steps)
 
 
 def _adam(module: nn.Module, rate: float, stage: Stage, phase: Phase) -> torch.optim.Optimizer:
@@ -166,7 +161,6 @@ def _adam(module: nn.Module, rate: float, stage: Stage, phase: Phase) -> torch.o
     )
 
 
-def batches_of(phase: Phase, iteration: int) -> range:
-    """Return the numbers of the batches that an iteration consumes."""
-    first = iteration * phase.discriminator_steps
-    return range(first, first + phase.discriminator_steps)
+def _warm_up(stage: Stage, update: int) -> float:
+    """Return the share of the learning rate at an update, 0-based."""
+    return min(1.0, (update + 1) / (stage.warmup + 1))

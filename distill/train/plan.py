@@ -31,7 +31,7 @@ from .memory_estimate import GIB, Shapes
 
 
 @dataclass(frozen=True)
-class Networks:
+class EmptyNetworks:
     """A process's networks without weights.
 
     frozen: parameters of all its base models; factor: pixels per latent; tokens: of a caption.
@@ -45,7 +45,7 @@ class Networks:
     tokens: int
 
 
-def text(config: TrainConfig, world_size: int) -> str:
+def describe_plan(config: TrainConfig, world_size: int) -> str:
     """Return what the ranks load and read, and what each stage costs; ValueError where the clips
     cannot be shared out over so many processes, or a base model cannot draw the size."""
     return "\n".join(
@@ -53,7 +53,7 @@ def text(config: TrainConfig, world_size: int) -> str:
     )
 
 
-def missing_files(config: TrainConfig) -> list[str]:
+def list_missing_files(config: TrainConfig) -> list[str]:
     """Return the models and pools of a config that are not here; URLs are not looked at."""
     models = [motion_module_path(m) for m in (config.teacher, config.discriminator_motion_module)]
     models += [base_path(b) for b in (*config.bases, config.discriminator_base)]
@@ -62,7 +62,7 @@ def missing_files(config: TrainConfig) -> list[str]:
     return list(dict.fromkeys([*here, *pools]))
 
 
-def memory(config: TrainConfig, stage: Stage, networks: Networks) -> float:
+def estimate_memory(config: TrainConfig, stage: Stage, networks: EmptyNetworks) -> float:
     """Return the estimated GiB that a process needs for a stage."""
     dtype = getattr(torch, config.dtype)
     motion = memory_estimate.count(networks.motion_module)
@@ -80,26 +80,24 @@ def memory(config: TrainConfig, stage: Stage, networks: Networks) -> float:
     activations = memory_estimate.of_student(networks.unet, networks.motion_module, shapes)
     if stage.loss == "adversarial":
         phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
-        judges = [_judge(config, networks, p.conditional) for p in phases]
-        weights += max(memory_estimate.trained(memory_estimate.count(j), False) for j in judges)
-        of_judges = [
-            memory_estimate.of_discriminator(networks.unet, j, shapes, states=1) for j in judges
-        ]
-        both = [
-            memory_estimate.of_discriminator(networks.unet, j, shapes, states=2) for j in judges
-        ]
-        activations = max(activations + max(of_judges), max(both))
+        nets = [_discriminator(config, networks, p.conditional) for p in phases]
+        weights += max(memory_estimate.trained(memory_estimate.count(d), False) for d in nets)
+        measure = functools.partial(memory_estimate.of_discriminator, networks.unet, shapes=shapes)
+        beside_student = max(measure(d, states=1) for d in nets)
+        activations = max(activations + beside_student, *(measure(d, states=2) for d in nets))
     return (weights + activations) / GIB
 
 
-def networks_of(config: TrainConfig, slots: Collection[int]) -> Networks:
+def build_networks(config: TrainConfig, slots: Collection[int]) -> EmptyNetworks:
     """Return the networks of a process that holds some slots."""
     first = config.slots[min(slots)].base
-    judged = _unet(_known(config.discriminator_base))
-    encoder = Encoder(judged, _motion_module(config.discriminator_motion_module), len(config.bases))
-    text_encoder, vae = _text_and_vae(_known(first))
-    return Networks(
-        _unet(_known(first)).requires_grad_(False),
+    backbone = _unet(_local_path(config.discriminator_base))
+    encoder = Encoder(
+        backbone, _motion_module(config.discriminator_motion_module), len(config.bases)
+    )
+    text_encoder, vae = _text_and_vae(_local_path(first))
+    return EmptyNetworks(
+        _unet(_local_path(first)).requires_grad_(False),
         _motion_module(config.teacher),
         encoder,
         _frozen(config, slots),
@@ -111,7 +109,7 @@ def networks_of(config: TrainConfig, slots: Collection[int]) -> Networks:
 def _frozen(config: TrainConfig, slots: Collection[int]) -> int:
     """Return the parameters of the base models of a process that holds some slots."""
     names = {*(config.slots[s].base for s in slots), config.discriminator_base}
-    return sum(_parameters(_known(name)) for name in names)
+    return sum(_parameters(_local_path(name)) for name in names)
 
 
 @functools.cache
@@ -120,7 +118,7 @@ def _parameters(base: Path | None) -> int:
 
 
 def _of_ranks(config: TrainConfig, world_size: int) -> Iterator[str]:
-    shares = [batches.parts(config, rank, world_size) for rank in range(world_size)]
+    shares = [batches.share_out(config, rank, world_size) for rank in range(world_size)]
     accumulations = len(shares[0])
     yield (
         f"{world_size} processes, {config.global_batch} clips a step: {accumulations} "
@@ -129,21 +127,22 @@ def _of_ranks(config: TrainConfig, world_size: int) -> Iterator[str]:
     lines: dict[str, list[int]] = {}
     for rank, share in enumerate(shares):
         slots = sorted({slot for slot, _ in share})
-        told = "; ".join(f"{config.slots[s].base} <- {config.slots[s].pool}" for s in slots)
-        lines.setdefault(told, []).append(rank)
-    for told, ranks in lines.items():
-        yield f"  rank {_ranges(ranks)}: {told}"
+        line = "; ".join(f"{config.slots[s].base} <- {config.slots[s].pool}" for s in slots)
+        lines.setdefault(line, []).append(rank)
+    for line, ranks in lines.items():
+        yield f"  rank {_ranges(ranks)}: {line}"
 
 
 def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
-    parts = (batches.parts(config, rank, world_size) for rank in range(world_size))
-    held = {frozenset(slot for slot, _ in share) for share in parts}
-    networks = networks_of(config, max(held, key=lambda slots: _frozen(config, slots)))
+    shares = (batches.share_out(config, rank, world_size) for rank in range(world_size))
+    slots_of_ranks = {frozenset(slot for slot, _ in share) for share in shares}
+    networks = build_networks(config, max(slots_of_ranks, key=lambda slots: _frozen(config, slots)))
     check_size(config.width, config.height, networks.factor)
-    judge = memory_estimate.count(_judge(config, networks, conditional=True))
+    discriminator = memory_estimate.count(_discriminator(config, networks, conditional=True))
     yield (
         f"trained: {memory_estimate.count(networks.motion_module):,} parameters of the motion "
-        f"module, {judge:,} of the discriminator; frozen: at most {networks.frozen:,} a process."
+        f"module, {discriminator:,} of the discriminator; frozen: at most {networks.frozen:,} a "
+        "process."
     )
     for stage in config.stages:
         iterations = sum(p.iterations for p in stage.phases)
@@ -151,12 +150,12 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
         yield (
             f"  {stage.teacher_steps:>4} -> {stage.student_steps:<3} {stage.loss:<11} "
             f"{iterations:>6} steps, {clips * config.global_batch:>9,} clips, about "
-            f"{memory(config, stage, networks):.1f} GiB a process at most (estimated)"
+            f"{estimate_memory(config, stage, networks):.1f} GiB a process at most (estimated)"
         )
 
 
 def _missing(config: TrainConfig) -> Iterator[str]:
-    missing = missing_files(config)
+    missing = list_missing_files(config)
     yield "every file is here." if not missing else f"not here yet ({len(missing)}):"
     yield from (f"  {file}" for file in missing)
 
@@ -171,7 +170,9 @@ def _is_here(shards: str) -> bool:
         return False
 
 
-def _judge(config: TrainConfig, networks: Networks, conditional: bool) -> Discriminator:
+def _discriminator(
+    config: TrainConfig, networks: EmptyNetworks, conditional: bool
+) -> Discriminator:
     table = config.discriminator
     with torch.device("meta"):
         return Discriminator(
@@ -183,7 +184,7 @@ def _judge(config: TrainConfig, networks: Networks, conditional: bool) -> Discri
         )
 
 
-def _known(base: str) -> Path | None:
+def _local_path(base: str) -> Path | None:
     """Return a base model's path, or None where it is not here, and so is like any other."""
     path = base_path(base)
     return path if path.exists() else None
@@ -204,15 +205,15 @@ def _motion_module(name: str) -> MotionModule:
 
 
 def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:
-    words = CLIPTextConfig(**sd15_config.TEXT_ENCODER)
+    text_config = CLIPTextConfig(**sd15_config.TEXT_ENCODER)
     config, kind = sd15_config.VAE, AutoencoderKL
     if base is not None and base.is_dir():
-        words = CLIPTextConfig.from_pretrained(base / "text_encoder")
+        text_config = CLIPTextConfig.from_pretrained(base / "text_encoder")
         config = json.loads((base / "vae" / "config.json").read_text())
         if config["_class_name"] == PixelUnshuffleVAE.__name__:
             kind = PixelUnshuffleVAE
     with torch.device("meta"):
-        return CLIPTextModel(words), kind.from_config(config)
+        return CLIPTextModel(text_config), kind.from_config(config)
 
 
 def _ranges(ranks: list[int]) -> str:

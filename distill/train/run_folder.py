@@ -14,21 +14,30 @@ import torch
 from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
-from ..files import claim as folder_record
+from ..files import claim
 from ..models import student_files
 from .config import TrainConfig
 
 RUN = "run.json"
+FORMAT = 2  # of the record and of checkpoints; raise it when their names change
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.pt")
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """How far a run is: the stage and the phase by index, and the iterations done in it."""
+    """A place in a run: the stage and the phase by their indices, and a count within the phase.
+
+    count: iterations that are done, or batches that were consumed before.
+    """
 
     stage: int
     phase: int
-    iteration: int
+    count: int
+
+    @property
+    def in_phase(self) -> tuple[int, int]:
+        """The stage and the phase."""
+        return self.stage, self.phase
 
 
 class RunFolder:
@@ -48,33 +57,42 @@ class RunFolder:
     def claim(self, config: TrainConfig, pools: dict[str, str]) -> None:
         """Write down what is trained, or refuse the folder of something else with ValueError.
 
-        pools: the digest of each pool. What may be otherwise than when the run was started: stages
-        after the last that has left a checkpoint or a student, and, as the number of processes,
-        how many clips go through a forward.
+        pools: the digest of each pool. Two things may differ from when the run was started: the
+        stages after the last that has left a checkpoint or a student, and how many clips go
+        through a forward, which like the number of processes changes nothing.
         """
+        file = self.root / RUN
+        if file.is_file() and claim.read(file).get("format") != FORMAT:
+            raise ValueError(
+                f"{self.root} holds a run of another version of this program; finish it with that "
+                "version, or choose another --out."
+            )
         done = [i for i, stage in enumerate(config.stages) if self.student(stage.name).is_file()]
         begun = max([*done, *(place.stage for place in self.places())], default=-1) + 1
-        told = config.fingerprint() | {"clips": pools}
-        del told["clips_per_rank"]
-        folder_record.claim(self.root / RUN, told, "a run", {"stages": begun})
+        record = config.fingerprint() | {"clips": pools, "format": FORMAT}
+        del record["clips_per_rank"]
+        claim.claim(file, record, "a run", {"stages": begun})
         for folder in (self._checkpoints, self.root / student_files.FOLDER):
-            for left in folder.glob(".*"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
+            for temporary in folder.glob(".*"):  # of a process that was killed while it wrote
+                temporary.unlink(missing_ok=True)
 
     @property
     def is_claimed(self) -> bool:
         """Whether somebody has written down what is trained here."""
         return (self.root / RUN).is_file()
 
-    def save(self, place: Place, content: dict, keep: int, sure: Place | None = None) -> Path:
-        """Write a checkpoint, and remove all but the newest `keep`, and but the newest by `sure`.
+    def save(
+        self, place: Place, content: dict, keep: int, unsaturated: Place | None = None
+    ) -> Path:
+        """Write a checkpoint, and remove all others but the newest `keep` and the last sound one.
 
-        sure: where the run was certainly sound, the place itself by default.
+        unsaturated: the last place at which D was not saturated, None: this one; the newest
+        checkpoint up to there is the last sound one.
         """
         file = self.file(place)
         with atomic_path(file) as temporary:
             torch.save(content, temporary)
-        sound = self.newest(sure)
+        sound = self.newest(unsaturated)
         for old in sorted(self.places())[:-keep]:
             if old != sound:
                 self.file(old).unlink(missing_ok=True)
@@ -86,7 +104,7 @@ class RunFolder:
 
     def file(self, place: Place) -> Path:
         """Return the file of a checkpoint."""
-        return self._checkpoints / f"{place.stage}-{place.phase}-{place.iteration:08d}.pt"
+        return self._checkpoints / f"{place.stage}-{place.phase}-{place.count:08d}.pt"
 
     def load(self, place: Place) -> dict:
         """Read a checkpoint's content, on the CPU; ValueError where it is damaged."""

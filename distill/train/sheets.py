@@ -10,8 +10,8 @@ from ...samplers import euler, schedule
 from ..files import clip_writer
 from ..sampling.sample import decode
 from .config import TrainConfig
+from .losses import Networks
 from .student import MovingBase
-from .updates import Networks
 
 _SMALLEST_SIDE = 256  # pixels of a sheet
 
@@ -23,13 +23,13 @@ def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
     Drawn by the first base model of this process; prompt i has seed i.
     """
     stage, moving = networks.stage, next(iter(networks.bases.values()))
-    teacher_steps = networks.phase.teacher_steps or stage.teacher_steps
+    teacher_steps = stage.teacher_steps_of(networks.phase)
     rows = []
     for seed, prompt in enumerate(config.sheet_prompts):
         noise = _noise(config, moving, seed)
         with networks.autocast():
             rows.append(_sample(moving, prompt, noise, stage.student_steps, 1.0))
-            with moving.taught_by(networks.teacher):
+            with moving.moved_by(networks.teacher):
                 rows.append(_sample(moving, prompt, noise, teacher_steps, stage.cfg))
     return clip_writer.rows([decode(moving.base, latents).numpy() for latents in rows])
 

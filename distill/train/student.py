@@ -58,21 +58,17 @@ class MovingBase:
         return unwanted + cfg * (wanted - unwanted)
 
     @contextlib.contextmanager
-    def taught_by(self, teacher: MotionModule) -> Iterator[None]:
-        """Put a teacher into the student's place for a while."""
-        self._swap(teacher)
+    def moved_by(self, teacher: MotionModule) -> Iterator[None]:
+        """Let a teacher move the base in the student's place for a while."""
+        self._injection.replace(teacher)
         try:
             yield
         finally:
-            self._swap(self._student)
+            self._injection.replace(self._student)
 
     def close(self) -> None:
         """Leave the base model as it was."""
         self._injection.eject()
-
-    def _swap(self, motion_module: MotionModule) -> None:
-        self._injection.eject()
-        self._injection = inject(self.base.unet, motion_module)
 
 
 class Student(nn.Module):

@@ -1,4 +1,4 @@
-"""Where a student starts, and the points that its teacher walks through from there.
+"""Where a student starts, and the trajectory of its teacher from there.
 
 SDXL-Lightning (arXiv 2402.13929) section 3: x_{t-ns} is n moves of stride s from x_t; the student
 makes one. Positions are exact fractions on 0 .. 1000 (1000 is T, 0 the clean sample), since
@@ -30,7 +30,7 @@ def timesteps(positions: Sequence[Fraction]) -> Tensor:
     return torch.tensor([timestep(p) for p in positions])
 
 
-def starts(stage: Stage) -> list[Fraction]:
+def start_positions(stage: Stage) -> list[Fraction]:
     """Return the positions that a stage's student is trained at.
 
     A consistency student learns every point of its teacher's grid.
@@ -51,7 +51,7 @@ def points(start: Fraction, student_steps: int, teacher_steps: int) -> list[Frac
     return [max(start - k * stride, CLEAN_POSITION) for k in range(moves + 1)]
 
 
-def walk(
+def follow(
     predict_eps: PredictEps, x_t: Tensor, positions: Sequence[Sequence[Fraction]]
 ) -> tuple[Tensor, Tensor]:
     """Move clips (clips, frames, c, h, w) through their points, by Euler steps.
@@ -78,8 +78,8 @@ def renoise(x: Tensor, t: Tensor, t_star: Sequence[int | None], noise: Tensor) -
     SDXL-Lightning section 3.6 noises x0; here whatever lies below t* is brought up to it along the
     forward process, and what lies above stays as it is.
     """
-    wanted = torch.tensor([-2 if s is None else s for s in t_star], device=x.device)
-    target = torch.maximum(t, wanted)
+    limit = torch.tensor([-2 if s is None else s for s in t_star], device=x.device)
+    target = torch.maximum(t, limit)
     shape = (-1,) + (1,) * (x.ndim - 1)
     kept = (schedule.alpha_bar(target) / schedule.alpha_bar(t)).reshape(shape)  # of the variance
     signal, sigma = kept.sqrt().to(x.dtype), (1 - kept).sqrt().to(x.dtype)

@@ -19,12 +19,12 @@ def stage(teacher, student, **options):
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 32, 128])
 def test_students_start_on_their_trailing_grid(steps):
-    starts = trajectory.starts(stage(steps * 2, steps))
+    starts = trajectory.start_positions(stage(steps * 2, steps))
     assert [trajectory.timestep(p) for p in starts] == schedule.trailing_timesteps(steps)
 
 
 def test_a_consistency_student_starts_on_the_whole_grid_of_its_teacher():
-    starts = trajectory.starts(stage(32, 1, loss="consistency"))
+    starts = trajectory.start_positions(stage(32, 1, loss="consistency"))
     assert [trajectory.timestep(p) for p in starts] == schedule.trailing_timesteps(32)
 
 
@@ -32,7 +32,9 @@ def test_a_consistency_student_starts_on_the_whole_grid_of_its_teacher():
 def test_the_teacher_walks_its_own_grid_between_two_points_of_the_students(teacher, student):
     own = [*schedule.trailing_timesteps(teacher), schedule.CLEAN]
     landing = [*schedule.trailing_timesteps(student)[1:], schedule.CLEAN]
-    for start, end in zip(trajectory.starts(stage(teacher, student)), landing, strict=True):
+    for start, end in zip(
+        trajectory.start_positions(stage(teacher, student)), landing, strict=True
+    ):
         points = [trajectory.timestep(p) for p in trajectory.points(start, student, teacher)]
         first = own.index(points[0])
         assert points == own[first : first + teacher // student + 1]
@@ -40,7 +42,7 @@ def test_the_teacher_walks_its_own_grid_between_two_points_of_the_students(teach
 
 
 def test_the_last_landing_is_the_clean_sample_and_not_timestep_0():
-    last = trajectory.starts(stage(128, 32))[-1]
+    last = trajectory.start_positions(stage(128, 32))[-1]
     assert trajectory.timestep(trajectory.points(last, 32, 128)[-1]) == schedule.CLEAN
 
 
@@ -64,7 +66,7 @@ def test_the_walk_equals_a_plain_loop_for_clips_at_different_places():
     def predict(x, t):
         return torch.sin(x) * (1 + t.double().reshape(-1, 1, 1, 1, 1) / 1000)
 
-    found, end = trajectory.walk(predict, x, places)
+    found, end = trajectory.follow(predict, x, places)
     for i, points in enumerate(places):
         y = x[i]
         for a, b in itertools.pairwise(points):
@@ -86,7 +88,7 @@ def test_the_walk_asks_no_more_once_every_clip_is_clean():
         asked.append(t.tolist())
         return x
 
-    trajectory.walk(predict, torch.ones(1, 2, 1, 1, 1), [trajectory.points(Fraction(250), 2, 8)])
+    trajectory.follow(predict, torch.ones(1, 2, 1, 1, 1), [trajectory.points(Fraction(250), 2, 8)])
     assert asked == [[249], [124]]
 
 

@@ -1,0 +1,169 @@
+"""The loop of a phase: it owns iterations, checkpoints, curves, contact sheets and signals."""
+
+import contextlib
+import time
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from ..engine import distributed, gradient_checkpointing, loop
+from ..engine.peak_memory import peak_gib, reset_peak
+from ..engine.read_ahead import ReadAhead
+from . import batches, sheets
+from .batches import Batch
+from .curves import Curves
+from .losses import Figures, Networks
+from .phase import CollapsedError, PhaseTrainer, batches_of
+from .run_folder import Place
+from .setup import Setup
+
+
+def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
+    """Iterate from a place to the phase's end.
+
+    Raises Stopped on SIGTERM or Ctrl-C, once a checkpoint is written, and CollapsedError where a
+    loss is not finite or D was right about every clip for too long.
+    """
+    config, phase = setup.config, trainer.networks.phase
+    if place.count >= phase.iterations:
+        return
+    report = Report(setup, trainer.networks, place)
+    saved = time.monotonic()
+    with (
+        _recomputing(setup, trainer.networks),
+        contextlib.closing(read_ahead(setup, place)) as batch,
+        loop.stop_signal() as signals,
+        report,
+    ):
+        while place.count < phase.iterations:
+            reset_peak(setup.device)
+            began = time.monotonic()
+            samples = [batch(number) for number in batches_of(phase, place.count)]
+            try:
+                figures = trainer.train_step(place.count, samples)
+                check_saturation(config.collapse_after, trainer, place)
+            except CollapsedError as error:
+                raise _with_checkpoint(error, setup, _next(place), trainer) from error
+            report.add(place, figures | {"seconds": time.monotonic() - began})
+            place = _next(place)
+            stop = distributed.any_rank(bool(signals))
+            due = time.monotonic() - saved >= config.save_every
+            if stop or due or place.count == phase.iterations:
+                save_checkpoint(setup, trainer, place)
+                saved = time.monotonic()
+            if stop:
+                distributed.barrier()  # torchrun kills those that write when the others have left
+                raise loop.Stopped
+            report.draw_sheet(place)
+    distributed.barrier()
+
+
+class Report:
+    """What the first process shows of a phase: a bar, curves and contact sheets; others nothing."""
+
+    def __init__(self, setup: Setup, networks: Networks, place: Place) -> None:
+        self._setup, self._networks = setup, networks
+        self._first = distributed.rank() == 0
+        stage, phase = networks.stage, networks.phase
+        label = stage.name
+        if networks.stage.loss_of(phase) == "adversarial":
+            label += ", D" if phase.conditional else ", D'"
+        self._curves = Curves(setup.folder.root, place) if self._first else None
+        self._bar = tqdm(
+            total=phase.iterations,
+            initial=place.count,
+            desc=label,
+            disable=None if self._first else True,
+            mininterval=2,
+        )
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        if self._curves is not None:
+            self._curves.close()
+
+    def add(self, place: Place, figures: Figures) -> None:
+        """Write an iteration's figures."""
+        if self._curves is not None:
+            self._curves.add(place, figures | {"peak_gib": peak_gib(self._setup.device)})
+            shown = {n: f"{figures[n]:.3g}" for n in ("loss_g", "loss_d", "d_gap") if n in figures}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update()
+
+    def draw_sheet(self, place: Place) -> None:
+        """Draw and write a contact sheet where one is due."""
+        config = self._setup.config
+        due = config.sheet_prompts and config.sheet_every and place.count % config.sheet_every == 0
+        if self._curves is None or not due:
+            return
+        name = self._networks.stage.name
+        picture = sheets.draw(config, self._networks)
+        file = self._setup.folder.sheets / f"{name}-{place.phase}-{place.count:08d}.png"
+        sheets.write(file, picture)
+        self._curves.picture(name, picture)
+
+
+def read_ahead(setup: Setup, place: Place) -> ReadAhead:
+    """Return the batches of this process by their number in the phase, read in threads."""
+    phase = setup.config.stages[place.stage].phases[place.phase]
+
+    def read(number: int, index: int) -> Batch:
+        slot, samples = setup.share[index]
+        of_batch = replace(place, count=number)
+        batch = batches.make_batch(setup.config, setup.pools, of_batch, slot, samples)
+        return batch.to(setup.device)
+
+    total = phase.iterations * phase.discriminator_steps
+    return ReadAhead(read, range(len(setup.share)), total, threads=2)
+
+
+def save_checkpoint(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
+    """Write where the run is, once for all processes."""
+    if distributed.rank() == 0:
+        last = _last_unsaturated(place, trainer)
+        setup.folder.save(place, trainer.state_dict(), setup.config.keep, last)
+
+
+def check_saturation(limit: int, trainer: PhaseTrainer, place: Place) -> None:
+    """Raise CollapsedError where D was right about every clip for `limit` iterations."""
+    if trainer.saturated_iterations >= limit:
+        raise CollapsedError(
+            "the discriminator was right about every clip in the last "
+            f"{trainer.saturated_iterations} iterations up to {place.count}, so the student learns "
+            "nothing"
+        )
+
+
+def _next(place: Place) -> Place:
+    return replace(place, count=place.count + 1)
+
+
+def _last_unsaturated(place: Place, trainer: PhaseTrainer) -> Place:
+    """Return the last place, this one at most, at which D was wrong about a clip."""
+    return replace(place, count=max(0, place.count - trainer.saturated_iterations))
+
+
+def _with_checkpoint(
+    error: CollapsedError, setup: Setup, place: Place, trainer: PhaseTrainer
+) -> CollapsedError:
+    good = setup.folder.newest(_last_unsaturated(place, trainer))
+    file = setup.folder.file(good) if good is not None else "none yet"
+    return CollapsedError(
+        f"{error}; lower the learning rates and start a new --out (last good checkpoint: {file})."
+    )
+
+
+def _recomputing(setup: Setup, networks: Networks) -> contextlib.AbstractContextManager:
+    """Checkpoint activations where the config says so."""
+    if not setup.config.gradient_checkpointing:
+        return contextlib.nullcontext()
+    trained: list[torch.nn.Module] = [networks.plain_student.motion_module]
+    if networks.discriminator is not None:
+        trained.append(networks.plain_discriminator)
+    return gradient_checkpointing.checkpointed(
+        *(base.unet for base in setup.bases.values()), *trained
+    )
