@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from ..samplers import context
-from .windows import WindowSettings
+from .host.windows import WindowSettings
 
 ContextType = io.Custom("ADL_CONTEXT")
 MAX_PIXELS = 2**24

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import adapter
+from .host import apply as adapter
 
 adapter.register_model_folder(adapter.MODELS_FOLDER)
 MotionModuleType = io.Custom("ADL_MOTION_MODULE")

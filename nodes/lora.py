@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import adapter
+from .host import apply as adapter
 from .loaders import MotionModuleType
 
 adapter.register_model_folder(adapter.LORAS_FOLDER)

@@ -2,8 +2,8 @@
 
 from comfy_api.latest import io
 
-from . import adapter
 from .context import ContextType
+from .host import apply as adapter
 from .loaders import MotionModuleType
 
 

@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import noise
-from . import adapter
+from .host import apply as adapter
 
 
 @dataclass(frozen=True)

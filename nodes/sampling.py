@@ -3,7 +3,8 @@
 from comfy_api.latest import io
 
 from ..samplers import schedule
-from . import adapter, checks
+from . import checks
+from .host import apply as adapter
 
 
 class LightningScheduler(io.ComfyNode):

@@ -2,7 +2,8 @@
 
 from comfy_api.latest import io
 
-from . import adapter, video_clip
+from . import video_clip
+from .host import apply as adapter
 
 MAX_SIDE = 8192
 

@@ -21,7 +21,7 @@ KEY = "animatediff_lightning"
 
 
 def adapter():
-    return host.submodule("nodes.adapter")
+    return host.submodule("nodes.host.apply")
 
 
 @contextlib.contextmanager

@@ -152,7 +152,7 @@ def check_callbacks_of_others_get_the_very_same_x0():
         host.sample(model, values, callback=lambda _i, x0, _x, _n: got.append(x0))
     assert len(got) == 1
     assert equal(got[0], seen[0])
-    with_contact_sheet = host.submodule("nodes.preview").with_contact_sheet
+    with_contact_sheet = host.submodule("nodes.host.preview").with_contact_sheet
     for callback in (None, print, got.append, lambda *_: None):
         assert with_contact_sheet(callback) is callback
 
@@ -170,7 +170,7 @@ def check_previewers_of_others_stay():
         callback.__closure__[at].cell_contents = previewer
         return callback
 
-    with_contact_sheet = host.submodule("nodes.preview").with_contact_sheet
+    with_contact_sheet = host.submodule("nodes.host.preview").with_contact_sheet
     others = prepare(Moving())
     assert with_contact_sheet(others) is others
     hosts = prepare(latent_preview.LatentPreviewer())
@@ -187,7 +187,7 @@ def check_short_clips_show_what_they_have():
 
 
 def check_sheets_have_no_gaps_and_suit_their_frames():
-    preview = host.submodule("nodes.preview")
+    preview = host.submodule("nodes.host.preview")
     for frames in range(1, 200):
         rows, columns = preview.sheet_shape(frames)
         assert preview.sheet_shape(frames, landscape=True) == (columns, rows)

@@ -25,10 +25,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from comfy_execution.utils import get_executing_context
 
-from ..motion_module import checkpoint, files, inject, layout
-from ..motion_module import lora as motion_lora
-from ..samplers import context, schedule
-from . import checks, preview
+from ...motion_module import checkpoint, files, inject, layout
+from ...motion_module import lora as motion_lora
+from ...samplers import context, schedule
+from .. import checks
+from . import preview
 from .windows import LatentWindows, WindowSettings, current_step
 
 KEY = "animatediff_lightning"

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from ..samplers import context
+from ...samplers import context
 
 Where = Literal["latents", "features"]
 ADVANCED = "sub_idxs"  # the field by which Advanced-ControlNet knows its own
