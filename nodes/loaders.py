@@ -2,9 +2,10 @@
 
 from comfy_api.latest import io
 
-from .host import apply as adapter
+from .host import folders
+from .host.motion_module import load_motion_module
 
-adapter.register_model_folder(adapter.MODELS_FOLDER)
+folders.register_model_folder(folders.MODELS_FOLDER)
 MotionModuleType = io.Custom("ADL_MOTION_MODULE")
 
 
@@ -22,7 +23,7 @@ class LoadMotionModule(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "motion_module",
-                    options=adapter.model_files(adapter.MODELS_FOLDER),
+                    options=folders.model_files(folders.MODELS_FOLDER),
                     tooltip="The file that brings the motion. Put motion modules into "
                     "models/animatediff_models and press R to refresh the list.",
                 ),
@@ -42,9 +43,9 @@ class LoadMotionModule(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, motion_module: str | None = None) -> tuple[str, float] | None:
-        return adapter.file_state(adapter.MODELS_FOLDER, motion_module)
+        return folders.file_state(folders.MODELS_FOLDER, motion_module)
 
     @classmethod
     def execute(cls, motion_module: str) -> io.NodeOutput:
-        loaded = adapter.load_motion_module(motion_module)
+        loaded = load_motion_module(motion_module)
         return io.NodeOutput(loaded, loaded.steps)

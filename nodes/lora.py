@@ -2,10 +2,11 @@
 
 from comfy_api.latest import io
 
-from .host import apply as adapter
+from .host import folders
+from .host.motion_module import add_motion_lora
 from .loaders import MotionModuleType
 
-adapter.register_model_folder(adapter.LORAS_FOLDER)
+folders.register_model_folder(folders.LORAS_FOLDER)
 
 
 class LoadMotionLoRA(io.ComfyNode):
@@ -26,7 +27,7 @@ class LoadMotionLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "motion_lora",
-                    options=adapter.model_files(adapter.LORAS_FOLDER),
+                    options=folders.model_files(folders.LORAS_FOLDER),
                     tooltip="A LoRA for the motion module, not for the image model. Put motion "
                     "LoRAs into models/animatediff_motion_lora and press R to refresh the list.",
                 ),
@@ -52,8 +53,8 @@ class LoadMotionLoRA(io.ComfyNode):
     def fingerprint_inputs(
         cls, motion_lora: str | None = None, **_others
     ) -> tuple[str, float] | None:
-        return adapter.file_state(adapter.LORAS_FOLDER, motion_lora)
+        return folders.file_state(folders.LORAS_FOLDER, motion_lora)
 
     @classmethod
     def execute(cls, motion_module, motion_lora: str, strength: float) -> io.NodeOutput:
-        return io.NodeOutput(adapter.add_motion_lora(motion_module, motion_lora, strength))
+        return io.NodeOutput(add_motion_lora(motion_module, motion_lora, strength))

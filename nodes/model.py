@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from .context import ContextType
-from .host import apply as adapter
+from .host.apply import apply_motion_module
 from .loaders import MotionModuleType
 
 
@@ -54,4 +54,4 @@ class ApplyMotionModule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, motion_module, scale: float = 1.0, context=None) -> io.NodeOutput:
-        return io.NodeOutput(adapter.apply_motion_module(model, motion_module, scale, context))
+        return io.NodeOutput(apply_motion_module(model, motion_module, scale, context))

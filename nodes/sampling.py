@@ -4,7 +4,8 @@ from comfy_api.latest import io
 
 from ..samplers import schedule
 from . import checks
-from .host import apply as adapter
+from .host.applied import applied_motion
+from .host.execution import tell
 
 
 class LightningScheduler(io.ComfyNode):
@@ -51,10 +52,10 @@ class LightningScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps: int, start_step: int) -> io.NodeOutput:
-        applied = adapter.applied_motion(model)
+        applied = applied_motion(model)
         if applied is None:
             raise ValueError(
                 "this MODEL has no motion module; connect the MODEL of Apply Motion Module."
             )
-        adapter.tell(checks.check_steps(steps, applied.file.steps))
+        tell(checks.check_steps(steps, applied.file.steps))
         return io.NodeOutput(schedule.sigmas(steps, start_step))

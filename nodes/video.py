@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from . import video_clip
-from .host import apply as adapter
+from .host import execution, folders
 
 MAX_SIDE = 8192
 
@@ -22,7 +22,7 @@ class LoadVideo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "video",
-                    options=adapter.input_videos(),
+                    options=folders.input_videos(),
                     upload=io.UploadType.video,
                     tooltip="A video of ComfyUI's input folder; the button uploads one into it.",
                 ),
@@ -106,7 +106,7 @@ class LoadVideo(io.ComfyNode):
         if video is None:  # comes from a link, so it is not known yet
             return True
         try:
-            adapter.input_file(video)
+            folders.input_file(video)
         except ValueError as error:
             return str(error)
         return True
@@ -115,7 +115,7 @@ class LoadVideo(io.ComfyNode):
     def fingerprint_inputs(cls, video: str | None = None, **_others) -> tuple | None:
         if video is None:
             return None
-        status = adapter.input_file(video).stat()
+        status = folders.input_file(video).stat()
         return video, status.st_mtime_ns, status.st_size
 
     @classmethod
@@ -129,9 +129,9 @@ class LoadVideo(io.ComfyNode):
         height: int = 0,
     ) -> io.NodeOutput:
         clip = video_clip.read(
-            adapter.input_file(video),
+            folders.input_file(video),
             video_clip.Request(start, max_frames, fps, width, height),
-            memory=adapter.free_memory(),
-            on_frame=adapter.stop_if_cancelled,
+            memory=execution.free_memory(),
+            on_frame=execution.stop_if_cancelled,
         )
         return io.NodeOutput(clip.images, clip.audio, clip.fps, len(clip.images))

@@ -1,7 +1,7 @@
 """Windows around the model: a context handler for the host, which slices what is per frame.
 
-Knows the host's shapes (conditionings, controls) but imports nothing of it; the adapter hands in
-what it needs. A handler object lives for one Apply, its slices for one model call.
+Knows the host's shapes (conditionings, controls) but imports nothing of it; sliding.py hands
+in what it needs. A handler object lives for one Apply, its slices for one model call.
 """
 
 import copy

@@ -164,7 +164,7 @@ class Graph:
 
     def weights(self, motion_module=None):
         """Return the weights of a motion module in which they run beside the base."""
-        placement = host.submodule("nodes.host.apply").Placement.beside(self.base)
+        placement = host.submodule("nodes.host.placement").Placement.beside(self.base)
         return (motion_module or self.load()).weights(placement).model
 
     def apply(self, model=None, name=MOTION_FILE, **kwargs):

@@ -20,8 +20,8 @@ FRAMES, CFG = 14, 1.5
 KEY = "animatediff_lightning"
 
 
-def adapter():
-    return host.submodule("nodes.host.apply")
+def placement():
+    return host.submodule("nodes.host.placement")
 
 
 @contextlib.contextmanager
@@ -99,7 +99,7 @@ def check_weights_have_the_patcher_class_of_the_host():
 
 def check_clones_that_are_not_paged_have_motion_that_is_not():
     """The host makes them for torch.compile and for conditionings with hooks."""
-    if not adapter().is_dynamic(GRAPH.base):
+    if not placement().is_dynamic(GRAPH.base):
         raise CannotCheckError("this ComfyUI pages no weights here")
     model = GRAPH.apply()
     clone = model.clone(disable_dynamic=True)
@@ -181,7 +181,7 @@ def check_compute_dtype_that_a_node_has_set():
     if not hasattr(base, "set_model_compute_dtype"):
         raise CannotCheckError("this ComfyUI sets no compute dtype")
     base.set_model_compute_dtype(torch.bfloat16)
-    assert adapter().compute_dtype(base) == torch.bfloat16
+    assert placement().compute_dtype(base) == torch.bfloat16
 
 
 def check_cfg_split_gives_the_same_clip():
@@ -209,7 +209,7 @@ def check_each_device_runs_its_own_weights():
 
 def check_each_device_has_a_run_state_of_its_own():
     model = split(GRAPH.apply(context=sliding("features")))
-    applied = adapter().applied_motion(model)
+    applied = host.submodule("nodes.host.applied").applied_motion(model)
     inject = host.submodule("motion_module.inject")
     handed, make = [], inject.inject
     with mock.patch.object(
@@ -232,11 +232,10 @@ def check_a_lora_reaches_every_device():
     weights = GRAPH.weights(module)
     names = [name for name, _ in weights.named_parameters()][:40]
     kept = []  # or the host would have no split of before to take up again
+    with_lora = host.submodule("nodes.host.motion_module").WithMotionLora
     for amount in (0.0, 0.02, 0.05):
         patches = {n: ("diff", (weights.get_parameter(n).detach() * 0 + amount,)) for n in names}
-        lora = adapter().WithMotionLora(
-            module.file, None, below=module, patches=patches, strength=1.0
-        )
+        lora = with_lora(module.file, None, below=module, patches=patches, strength=1.0)
         model = apply(GRAPH.base, lora).result[0]
         kept.append(split(model))
         assert close(sample(kept[-1]), sample(model)) < 1e-5, amount

@@ -31,8 +31,8 @@ def graph_on(base):
         f"{name}": ("diff", (weight.detach() * 0 + 0.01,))
         for name, weight in list(GRAPH.weights(module).named_parameters())[:8]
     }
-    adapter = host.submodule("nodes.host.apply")
-    lora = adapter.WithMotionLora(module.file, None, below=module, patches=patches, strength=1.0)
+    with_lora = host.submodule("nodes.host.motion_module").WithMotionLora
+    lora = with_lora(module.file, None, below=module, patches=patches, strength=1.0)
     apply = GRAPH.nodes["ADL_ApplyMotionModule"].execute
     return {
         "plain": base,

@@ -1,0 +1,86 @@
+"""What happens around a run of the host's sampler and around each of its model calls."""
+
+from .. import checks
+from . import preview
+from .applied import AppliedMotion
+from .execution import tell
+from .model_sampling import sampling_sigmas
+from .sliding import plan_feature_windows
+
+
+def wrap_outer_sample(applied: AppliedMotion):
+    """Return the wrapper of a run: checks and warnings before it, contact sheets meanwhile."""
+
+    def check_and_sample(
+        executor,
+        noise,
+        latent_image,
+        sampler,
+        sigmas,
+        denoise_mask=None,
+        callback=None,
+        *args,
+        **kwargs,
+    ):
+        guider = executor.class_obj
+        longest = None if applied.sliding is not None else applied.file.config.max_frames
+        checks.check_latent(noise.shape, longest)
+        checks.check_schedule(sampling_sigmas(guider.model_patcher), sigmas, applied.base_sigmas)
+        frames = noise.shape[0]
+        tell(
+            *checks.warnings(frames, strongest_cfg(guider), sigmas, applied.file.steps),
+            *checks.text_warnings(_prompt_lengths(guider), frames),
+        )
+        try:
+            callback = preview.with_contact_sheet(callback)
+            return executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs
+            )
+        finally:
+            applied.end_run()
+
+    return check_and_sample
+
+
+def strongest_cfg(guider: object) -> float:
+    """Return the largest guidance scale of a guider, 1 where it tells none.
+
+    DualCFGGuider has two, and an idle `cfg`; the guiders of some packs have one for each step.
+    """
+    scales = []
+    for name in ("cfg", "cfg1", "cfg2"):
+        told = getattr(guider, name, 1.0)
+        scales += told if isinstance(told, list | tuple) else [told]
+    return max((float(s) for s in scales if isinstance(s, int | float)), default=1.0)
+
+
+def _prompt_lengths(guider) -> set[int]:
+    """Return for how many frames each of the run's prompts has embeddings."""
+    conds = [cond for part in getattr(guider, "conds", {}).values() for cond in part]
+    return {cond["cross_attn"].shape[0] for cond in conds if cond.get("cross_attn") is not None}
+
+
+def wrap_apply_model(applied: AppliedMotion):
+    """Return the wrapper of a model call: it sets what the hooks in the UNet read."""
+
+    # around what torch.compile traces: reading the step off the noise level would break its graph
+    def set_run(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        run = applied.run_of(executor.class_obj)
+        run.num_frames = applied.num_frames(x, transformer_options)
+        if applied.sliding is not None and applied.sliding.where == "features":
+            windows = plan_feature_windows(applied.sliding, run.num_frames, x, transformer_options)
+            run.windows = windows
+        kwargs[applied.mark] = True
+        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+
+    return set_run
+
+
+def wrap_diffusion_model(applied: AppliedMotion):
+    """Return the wrapper of a call of the UNet, which does not know the argument of our mark."""
+
+    def take_off_mark(executor, *args, **kwargs):
+        del kwargs[applied.mark]
+        return executor(*args, **kwargs)
+
+    return take_off_mark
