@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from . import video_clip
+from ..video import clip as video_clip
 from .host import execution, folders
 
 MAX_SIDE = 8192

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("distill", "motion_module", "nodes", "samplers")
+PACKAGES = ("distill", "motion_module", "nodes", "samplers", "video")
 MAY_IMPORT = {
     "": {"nodes"},  # the root, within comfy_entrypoint
-    "nodes": {"nodes", "motion_module", "samplers"},
-    "distill": {"distill", "motion_module", "samplers"},
+    "nodes": {"nodes", "motion_module", "samplers", "video"},
+    "distill": {"distill", "motion_module", "samplers", "video"},
     "motion_module": {"motion_module"},
     "samplers": {"samplers"},
+    "video": {"video"},
 }
 HOST = {
     "comfy",

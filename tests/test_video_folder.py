@@ -7,15 +7,15 @@ import av
 import numpy as np
 import pytest
 from animatediff_lightning.distill.data import video_folder, video_shards
-from animatediff_lightning.distill.data.video_reader import (
+from animatediff_lightning.distill.engine import read_ahead
+from animatediff_lightning.distill.train_motion import clips
+from animatediff_lightning.video.reader import (
     ClipShape,
     UnusableVideoError,
     fit,
     probe,
     read_clip,
 )
-from animatediff_lightning.distill.engine import read_ahead
-from animatediff_lightning.distill.train_motion import clips
 
 from .video_files import numbered, real_video, write_lossless
 

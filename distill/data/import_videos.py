@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...motion_module.files import atomic_path, remove_half_written
+from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError
 from ..engine import distributed
 from ..files import claim as folder_record
 from ..miniature.names import base_path
@@ -26,7 +27,6 @@ from ..sampling.request import ClipRequest
 from . import latent_shards, video_folder
 from .import_worker import Readers, Task
 from .video_folder import Captions
-from .video_reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError
 
 RECORD, BAD = "import.json", "bad.csv"
 _DONE = "done"  # folder of what became of each shard's videos

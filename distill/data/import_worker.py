@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...video.reader import ClipShape, read_clip
 from .video_folder import NO_CAPTION
-from .video_reader import ClipShape, read_clip
 
 KILLED = "its decoder crashed, or took too much memory"
 

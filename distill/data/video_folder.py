@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from .video_reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe, read_clip
+from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe, read_clip
 
 TABLES = ("captions.csv", "metadata.csv")
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "video", "videoid")

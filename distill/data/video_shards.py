@@ -16,8 +16,8 @@ import numpy as np
 from braceexpand import braceexpand
 from tqdm import tqdm
 
+from ...video.reader import VIDEO_EXTENSIONS, ClipShape, read_clip
 from .video_folder import NO_CAPTION, TEXT_COLUMNS, none_usable
-from .video_reader import VIDEO_EXTENSIONS, ClipShape, read_clip
 
 # a sample's key ends at the first dot of the file name, as webdataset has it
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")

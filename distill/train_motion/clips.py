@@ -8,8 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from ...video.reader import ClipShape, UnusableVideoError
 from ..data import video_folder, video_shards
-from ..data.video_reader import ClipShape, UnusableVideoError
 
 _DRAWS = 100  # unusable videos in a row before it is the data's fault
 _CLIP, _NOISE = 0, 1  # streams of random numbers

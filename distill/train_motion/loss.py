@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...motion_module.module import MotionModule
-from ..data.video_reader import ClipShape
+from ...video.reader import ClipShape
 from ..engine import distributed
 from ..engine.denoising_loss import denoising_loss, draw_timesteps
 from ..engine.loop import LossOfStep

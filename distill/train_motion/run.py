@@ -16,8 +16,8 @@ from ...motion_module import checkpoint, layout
 from ...motion_module.config import MotionModuleConfig
 from ...motion_module.inject import inject
 from ...motion_module.module import MotionModule
+from ...video.reader import ClipShape
 from ..data import video_folder
-from ..data.video_reader import ClipShape
 from ..engine import distributed, loop
 from ..engine.loop import LoopOptions
 from ..engine.read_ahead import ReadAhead

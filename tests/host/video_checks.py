@@ -229,7 +229,7 @@ def check_cancel_stops_the_reading():
 
 
 def check_sizes_are_multiples_of_64():
-    target_size = host.submodule("nodes.video_size").target_size
+    target_size = host.submodule("video.size").target_size
     for own, asked, expected in (
         ((1920, 1080), (512, 0), (512, 320)),
         ((1920, 1080), (0, 512), (896, 512)),
@@ -244,7 +244,7 @@ def check_sizes_are_multiples_of_64():
 def check_resize_is_by_area_and_crops_evenly():
     import numpy as np
 
-    fit = host.submodule("nodes.video_size").fit
+    fit = host.submodule("video.size").fit
     pixels = np.random.default_rng(0).integers(0, 256, (128, 256, 3), dtype=np.uint8)
     area = pixels[:, 64:192].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
     assert np.abs(fit(pixels, (64, 64)) - area).max() <= 0.5
@@ -317,7 +317,7 @@ def check_compressed_sound_stays_in_time():
 def check_six_channels_become_stereo_and_silent_files_give_nothing():
     import numpy as np
 
-    video_sound = host.submodule("nodes.video_sound")
+    video_sound = host.submodule("video.sound")
     import av
 
     with av.open(str(GRAPH.path("six.wav")), "w") as container:
@@ -424,7 +424,7 @@ def check_a_rate_that_nobody_means_is_told():
 
 def check_memory_that_is_not_there():
     path = GRAPH.path(write("a.mp4"))
-    clip = host.submodule("nodes.video_clip")
+    clip = host.submodule("video.clip")
     request, ten_frames = clip.Request(width=64), 64 * 64 * 3 * 5 * 10
     sentence = refusal(clip.read, path, request, memory=ten_frames)
     assert "beyond 10 frames of 64x64" in sentence, sentence

@@ -12,7 +12,9 @@ from pathlib import Path
 import av
 import torch
 
-from . import video_file, video_size, video_sound
+from . import decoder as video_file
+from . import size as video_size
+from . import sound as video_sound
 
 _HIGHEST_RATE = 300  # frames a second; recordings of browsers claim 1000
 _BYTES_PER_VALUE = 5  # one as decoded, four as float; both live for a moment
