@@ -9,13 +9,8 @@ import pytest
 from animatediff_lightning.distill.data import video_folder, video_shards
 from animatediff_lightning.distill.engine import read_ahead
 from animatediff_lightning.distill.train_motion import clips
-from animatediff_lightning.video.reader import (
-    ClipShape,
-    UnusableVideoError,
-    fit,
-    probe,
-    read_clip,
-)
+from animatediff_lightning.video.reader import ClipShape, UnusableVideoError, probe, read_clip
+from animatediff_lightning.video.size import crop_and_resize
 
 from .video_files import numbered, real_video, write_lossless
 
@@ -36,7 +31,9 @@ def test_a_real_video_comes_even_in_time_cropped_and_resized():
     clip = read_clip(real_video(), ClipShape(8, 8, 96, 64), 0.0)
     assert clip.shape == (8, 64, 96, 3)
     middle = own[:, :, 116 : 640 - 116]  # 408 x 272, as wide to high as 96 x 64
-    small = np.stack([fit(np.ascontiguousarray(p), 96, 64) for p in middle]).astype(int)
+    small = np.stack(
+        [crop_and_resize(np.ascontiguousarray(p), (96, 64), 96 / 64) for p in middle]
+    ).astype(int)
     apart = np.abs(clip[:, None].astype(int) - small[None]).mean((2, 3, 4))
     assert apart.argmin(1).tolist() == [round(k * 25 / 8) for k in range(8)]
     assert apart.min(1).max() < 2  # of 255: two decoders, two conversions of colour

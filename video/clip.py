@@ -82,11 +82,11 @@ def _collect(
     pictures, last, size = deque(), None, None
     for frame in frames:
         if frame is not last:
-            last, (pixels, aspect) = frame, video_size.upright(frame, pixel_aspect)
+            last, (pixels, aspect) = frame, video_file.read_pixels(frame, pixel_aspect)
             if size is None:
                 width, height = pixels.shape[1] * aspect, pixels.shape[0]
-                size = video_size.target_size(width, height, request.width, request.height)
-            pixels = video_size.fit(pixels, size, aspect)
+                size = video_size.choose_size(width, height, request.width, request.height)
+            pixels = video_size.crop_and_resize(pixels, size, size[0] / size[1] / aspect)
         pictures.append(pixels)
         if len(pictures) * pixels.size * _BYTES_PER_VALUE > memory:
             raise ValueError(

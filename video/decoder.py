@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
 
 # playlists are left out: they would read other files than the one that was chosen
 _FORMATS = (
@@ -157,3 +158,10 @@ def resample(
             if count >= limit:
                 return
         begin, end, shown = time, until, frame
+
+
+def read_pixels(frame: av.VideoFrame, pixel_aspect: float) -> tuple[np.ndarray, float]:
+    """Return RGB pixels (h, w, 3) turned as the camera was held, and what a pixel's aspect is."""
+    quarters = round(frame.rotation / 90)  # counterclockwise
+    pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
+    return pixels, 1 / pixel_aspect if quarters % 2 else pixel_aspect

@@ -2,10 +2,13 @@
 
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from .size import crop_and_resize
 
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
 # what these print on a bad file would bury our own sentence about it
@@ -85,27 +88,17 @@ def _nearest_frames(capture: cv2.VideoCapture, shape: ClipShape, rate: float) ->
         until = time - origin + 0.5 / rate + 1e-3  # timestamps are rounded, some to milliseconds
         wanted = sum(k / shape.fps <= until for k in range(len(frames), shape.frames))
         if wanted:
-            frames += [_picture(capture, shape)] * wanted
+            frames += [_read_pixels(capture, shape)] * wanted
     return frames
 
 
-def _picture(capture: cv2.VideoCapture, shape: ClipShape) -> np.ndarray:
+def _read_pixels(capture: cv2.VideoCapture, shape: ClipShape) -> np.ndarray:
     ok, pixels = capture.retrieve()
     if not ok:
         raise UnusableVideoError("a frame cannot be decoded")
-    return cv2.cvtColor(fit(pixels, shape.width, shape.height), cv2.COLOR_BGR2RGB)
-
-
-def fit(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Resize (h, w, 3) to a size, cutting off evenly what is too wide or too high."""
-    own_height, own_width = pixels.shape[:2]
-    w = min(own_width, max(1, round(own_height * width / height)))
-    h = min(own_height, max(1, round(own_width * height / width)))
-    top, left = (own_height - h) // 2, (own_width - w) // 2
-    pixels = np.ascontiguousarray(pixels[top : top + h, left : left + w])
-    shrinks = width < w or height < h
-    way = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
-    return cv2.resize(pixels, (width, height), interpolation=way)
+    size = shape.width, shape.height
+    # a float may round the other way where half a pixel decides
+    return cv2.cvtColor(crop_and_resize(pixels, size, Fraction(*size)), cv2.COLOR_BGR2RGB)
 
 
 def _open(path: Path) -> cv2.VideoCapture:

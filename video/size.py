@@ -1,12 +1,13 @@
 """Which size a video gets, and how its frames are brought to it; knows no host."""
 
-import av
+from fractions import Fraction
+
 import numpy as np
 
 _GRID = 64  # pixels: latents are an eighth of them, and SD1.5's UNet halves those three times
 
 
-def target_size(
+def choose_size(
     own_width: float, own_height: float, width: int = 0, height: int = 0
 ) -> tuple[int, int]:
     """Return the (width, height) to make, multiples of 64; a 0 follows the picture's shape."""
@@ -19,14 +20,15 @@ def target_size(
     return tuple(max(_GRID, int(side / _GRID + 0.5) * _GRID) for side in (width, height))
 
 
-def fit(pixels: np.ndarray, size: tuple[int, int], pixel_aspect: float = 1.0) -> np.ndarray:
+def crop_and_resize(
+    pixels: np.ndarray, size: tuple[int, int], aspect: float | Fraction
+) -> np.ndarray:
     """Resize (h, w, 3) to size (width, height), cutting off evenly what is too wide or high.
 
-    `pixel_aspect` is the width of a pixel over its height.
+    `aspect` is the width of what stays over its height, both in pixels of the original.
     """
-    cv2 = _opencv()
+    cv2 = _import_opencv()
     height, width = pixels.shape[:2]
-    aspect = size[0] / size[1] / pixel_aspect
     w, h = min(width, max(1, round(height * aspect))), min(height, max(1, round(width / aspect)))
     top, left = (height - h) // 2, (width - w) // 2
     pixels = np.ascontiguousarray(pixels[top : top + h, left : left + w])
@@ -34,7 +36,7 @@ def fit(pixels: np.ndarray, size: tuple[int, int], pixel_aspect: float = 1.0) ->
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
 
 
-def _opencv():
+def _import_opencv():
     # a stock ComfyUI lacks opencv, and a pack that was copied by hand should still load
     try:
         import cv2
@@ -44,10 +46,3 @@ def _opencv():
             "folder with ComfyUI's Python, and restart ComfyUI."
         ) from error
     return cv2
-
-
-def upright(frame: av.VideoFrame, pixel_aspect: float) -> tuple[np.ndarray, float]:
-    """Return RGB pixels (h, w, 3) turned as the camera was held, and what a pixel's aspect is."""
-    quarters = round(frame.rotation / 90)  # counterclockwise
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
-    return pixels, 1 / pixel_aspect if quarters % 2 else pixel_aspect

@@ -229,7 +229,7 @@ def check_cancel_stops_the_reading():
 
 
 def check_sizes_are_multiples_of_64():
-    target_size = host.submodule("video.size").target_size
+    choose_size = host.submodule("video.size").choose_size
     for own, asked, expected in (
         ((1920, 1080), (512, 0), (512, 320)),
         ((1920, 1080), (0, 512), (896, 512)),
@@ -238,23 +238,24 @@ def check_sizes_are_multiples_of_64():
         ((640, 480), (500, 500), (512, 512)),
         ((30, 20), (0, 0), (64, 64)),
     ):
-        assert target_size(*own, *asked) == expected, (own, asked)
+        assert choose_size(*own, *asked) == expected, (own, asked)
 
 
 def check_resize_is_by_area_and_crops_evenly():
     import numpy as np
 
-    fit = host.submodule("video.size").fit
+    crop_and_resize = host.submodule("video.size").crop_and_resize
     pixels = np.random.default_rng(0).integers(0, 256, (128, 256, 3), dtype=np.uint8)
     area = pixels[:, 64:192].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
-    assert np.abs(fit(pixels, (64, 64)) - area).max() <= 0.5
+    assert np.abs(crop_and_resize(pixels, (64, 64), 1) - area).max() <= 0.5
     tall = pixels.transpose(1, 0, 2)
     area = tall[64:192].reshape(64, 2, 64, 2, 3).mean(axis=(1, 3))
-    assert np.abs(fit(tall, (64, 64)) - area).max() <= 0.5
-    assert fit(pixels, (64, 64), pixel_aspect=0.5).shape == (64, 64, 3)
-    wide = fit(pixels, (64, 64), pixel_aspect=0.5)  # all of it is shown, as it is meant to be
+    assert np.abs(crop_and_resize(tall, (64, 64), 1) - area).max() <= 0.5
+    # pixels half as wide as high: all of it is shown, as it is meant to be
+    wide = crop_and_resize(pixels, (64, 64), 2)
+    assert wide.shape == (64, 64, 3)
     assert np.abs(wide - pixels.reshape(64, 2, 64, 4, 3).mean(axis=(1, 3))).max() <= 0.5
-    assert np.array_equal(fit(pixels, (256, 128)), pixels)
+    assert np.array_equal(crop_and_resize(pixels, (256, 128), 2), pixels)
 
 
 def check_phone_videos_stand_upright():
