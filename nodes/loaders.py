@@ -23,7 +23,7 @@ class LoadMotionModule(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "motion_module",
-                    options=folders.model_files(folders.MODELS_FOLDER),
+                    options=folders.list_model_files(folders.MODELS_FOLDER),
                     tooltip="The file that brings the motion. Put motion modules into "
                     "models/animatediff_models and press R to refresh the list.",
                 ),
@@ -43,7 +43,7 @@ class LoadMotionModule(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, motion_module: str | None = None) -> tuple[str, float] | None:
-        return folders.file_state(folders.MODELS_FOLDER, motion_module)
+        return folders.read_file_state(folders.MODELS_FOLDER, motion_module)
 
     @classmethod
     def execute(cls, motion_module: str) -> io.NodeOutput:

@@ -27,7 +27,7 @@ class LoadMotionLoRA(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "motion_lora",
-                    options=folders.model_files(folders.LORAS_FOLDER),
+                    options=folders.list_model_files(folders.LORAS_FOLDER),
                     tooltip="A LoRA for the motion module, not for the image model. Put motion "
                     "LoRAs into models/animatediff_motion_lora and press R to refresh the list.",
                 ),
@@ -53,7 +53,7 @@ class LoadMotionLoRA(io.ComfyNode):
     def fingerprint_inputs(
         cls, motion_lora: str | None = None, **_others
     ) -> tuple[str, float] | None:
-        return folders.file_state(folders.LORAS_FOLDER, motion_lora)
+        return folders.read_file_state(folders.LORAS_FOLDER, motion_lora)
 
     @classmethod
     def execute(cls, motion_module, motion_lora: str, strength: float) -> io.NodeOutput:

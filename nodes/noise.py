@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..samplers import noise
-from .host.execution import core_noise
+from .host.execution import make_core_noise
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class VideoNoiseSource:
         samples, batch_index = input_latent["samples"], input_latent.get("batch_index")
         sources = self.sources(samples.shape[0] if batch_index is None else max(batch_index) + 1)
         if batch_index is None:
-            return core_noise(samples, self.seed)[sources]
-        return core_noise(samples, self.seed, sources[list(batch_index)].tolist())
+            return make_core_noise(samples, self.seed)[sources]
+        return make_core_noise(samples, self.seed, sources[list(batch_index)].tolist())
 
 
 class VideoNoise(io.ComfyNode):

@@ -4,8 +4,8 @@ from comfy_api.latest import io
 
 from ..samplers import schedule
 from . import checks
-from .host.applied import applied_motion
-from .host.execution import tell
+from .host.applied import get_applied_motion
+from .host.execution import show_on_node
 
 
 class LightningScheduler(io.ComfyNode):
@@ -52,10 +52,10 @@ class LightningScheduler(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps: int, start_step: int) -> io.NodeOutput:
-        applied = applied_motion(model)
+        applied = get_applied_motion(model)
         if applied is None:
             raise ValueError(
                 "this MODEL has no motion module; connect the MODEL of Apply Motion Module."
             )
-        tell(checks.check_steps(steps, applied.file.steps))
+        show_on_node(checks.check_steps(steps, applied.file.steps))
         return io.NodeOutput(schedule.sigmas(steps, start_step))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..video import clip as video_clip
+from ..video.clip import ClipRequest, read_clip
 from .host import execution, folders
 
 MAX_SIDE = 8192
@@ -22,7 +22,7 @@ class LoadVideo(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "video",
-                    options=folders.input_videos(),
+                    options=folders.list_input_videos(),
                     upload=io.UploadType.video,
                     tooltip="A video of ComfyUI's input folder; the button uploads one into it.",
                 ),
@@ -106,7 +106,7 @@ class LoadVideo(io.ComfyNode):
         if video is None:  # comes from a link, so it is not known yet
             return True
         try:
-            folders.input_file(video)
+            folders.find_input_file(video)
         except ValueError as error:
             return str(error)
         return True
@@ -115,7 +115,7 @@ class LoadVideo(io.ComfyNode):
     def fingerprint_inputs(cls, video: str | None = None, **_others) -> tuple | None:
         if video is None:
             return None
-        status = folders.input_file(video).stat()
+        status = folders.find_input_file(video).stat()
         return video, status.st_mtime_ns, status.st_size
 
     @classmethod
@@ -128,10 +128,10 @@ class LoadVideo(io.ComfyNode):
         width: int = 512,
         height: int = 0,
     ) -> io.NodeOutput:
-        clip = video_clip.read(
-            folders.input_file(video),
-            video_clip.Request(start, max_frames, fps, width, height),
-            memory=execution.free_memory(),
-            on_frame=execution.stop_if_cancelled,
+        clip = read_clip(
+            folders.find_input_file(video),
+            ClipRequest(start, max_frames, fps, width, height),
+            memory=execution.get_free_memory(),
+            on_frame=execution.raise_if_cancelled,
         )
         return io.NodeOutput(clip.images, clip.audio, clip.fps, len(clip.images))

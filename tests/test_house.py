@@ -253,6 +253,7 @@ def test_headless_packages_load_without_the_host():
         "import sys, animatediff_lightning.samplers.euler\n"
         "import animatediff_lightning.motion_module.checkpoint\n"
         "import animatediff_lightning.motion_module.inject\n"
+        "import animatediff_lightning.video.clip, animatediff_lightning.video.reader\n"
         "print(*sorted({n.partition('.')[0] for n in sys.modules}))"
     )
     output = subprocess.run(

@@ -9,7 +9,7 @@ import pytest
 from animatediff_lightning.distill.data import video_folder, video_shards
 from animatediff_lightning.distill.engine import read_ahead
 from animatediff_lightning.distill.train_motion import clips
-from animatediff_lightning.video.reader import ClipShape, UnusableVideoError, probe, read_clip
+from animatediff_lightning.video.reader import ClipShape, UnusableVideoError, probe_video, read_clip
 from animatediff_lightning.video.size import crop_and_resize
 
 from .video_files import numbered, real_video, write_lossless
@@ -65,7 +65,7 @@ def test_a_video_may_be_just_long_enough(tmp_path):
     path = write_lossless(tmp_path / "a.mkv", numbered(4))
     assert shown(path, SMALL, 0.999) == [0, 1, 2, 3]
     with pytest.raises(UnusableVideoError, match=r"too short: 0.50 s where 0.62 s are wanted"):
-        probe(path, 5, 8)
+        probe_video(path, 5, 8)
 
 
 # ---- a folder

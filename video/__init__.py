@@ -1,1 +1,5 @@
-"""Reading videos, for the nodes and for training; knows no host and nothing else of ours."""
+"""Reading videos, without a host and without anything else of ours.
+
+The nodes read frames and sound through PyAV (clip.py), training reads frames through opencv
+(reader.py).
+"""

@@ -1,4 +1,4 @@
-"""Reads a part of a video as a clip: even in time, resized, with its sound; knows no host.
+"""Reads a part of a video as a clip through PyAV: even in time, resized, with its sound.
 
 Files are decoded frame by frame, and nothing is kept but the frames that are returned.
 """
@@ -12,16 +12,16 @@ from pathlib import Path
 import av
 import torch
 
-from . import decoder as video_file
-from . import size as video_size
-from . import sound as video_sound
+from .decoder import Decoder, open_video, read_pixels, read_track, resample_frames
+from .size import choose_size, crop_and_resize
+from .sound import read_sound
 
 _HIGHEST_RATE = 300  # frames a second; recordings of browsers claim 1000
 _BYTES_PER_VALUE = 5  # one as decoded, four as float; both live for a moment
 
 
 @dataclass(frozen=True)
-class Request:
+class ClipRequest:
     """Which frames are wanted, and how large; 0 leaves the choice to the file."""
 
     start: float = 0.0  # seconds
@@ -40,9 +40,9 @@ class Clip:
     audio: dict | None
 
 
-def read(
+def read_clip(
     path: Path,
-    request: Request,
+    request: ClipRequest,
     memory: float = math.inf,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Clip:
@@ -50,20 +50,20 @@ def read(
 
     Raises ValueError with one sentence where the file or the request is no good.
     """
-    with video_file.opened(path) as container:
-        track = video_file.read_track(container, path.name)
-    fps = request.fps or _plausible(track.rate, path.name)
+    with open_video(path) as container:
+        track = read_track(container, path.name)
+    fps = request.fps or _check_rate(track.rate, path.name)
     limit = request.max_frames or math.inf
-    decoder = video_file.Decoder(path, track, track.rate or fps, on_frame)
-    shown = video_file.resample(decoder.frames(request.start), fps, request.start, limit)
-    images = _collect(shown, track.pixel_aspect, request, memory, path.name)
-    decoder.check(request.start, len(images), limit)
-    with video_file.opened(path) as container:
-        audio = video_sound.read(container, track.origin + request.start, len(images) / fps)
+    decoder = Decoder(path, track, track.rate or fps, on_frame)
+    shown = resample_frames(decoder.frames(request.start), fps, request.start, limit)
+    images = _collect_images(shown, track.pixel_aspect, request, memory, path.name)
+    decoder.check_complete(request.start, len(images), limit)
+    with open_video(path) as container:
+        audio = read_sound(container, track.origin + request.start, len(images) / fps)
     return Clip(images, fps, audio)
 
 
-def _plausible(rate: float, name: str) -> float:
+def _check_rate(rate: float, name: str) -> float:
     if 0 < rate <= _HIGHEST_RATE:
         return rate
     raise ValueError(
@@ -71,10 +71,10 @@ def _plausible(rate: float, name: str) -> float:
     )
 
 
-def _collect(
+def _collect_images(
     frames: Iterable[av.VideoFrame],
     pixel_aspect: float,
-    request: Request,
+    request: ClipRequest,
     memory: float,
     name: str,
 ) -> torch.Tensor:
@@ -82,11 +82,11 @@ def _collect(
     pictures, last, size = deque(), None, None
     for frame in frames:
         if frame is not last:
-            last, (pixels, aspect) = frame, video_file.read_pixels(frame, pixel_aspect)
+            last, (pixels, aspect) = frame, read_pixels(frame, pixel_aspect)
             if size is None:
                 width, height = pixels.shape[1] * aspect, pixels.shape[0]
-                size = video_size.choose_size(width, height, request.width, request.height)
-            pixels = video_size.crop_and_resize(pixels, size, size[0] / size[1] / aspect)
+                size = choose_size(width, height, request.width, request.height)
+            pixels = crop_and_resize(pixels, size, size[0] / size[1] / aspect)
         pictures.append(pixels)
         if len(pictures) * pixels.size * _BYTES_PER_VALUE > memory:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Decodes the picture of a video file frame by frame, with honest errors; knows no host."""
+"""Decodes the picture of a video file frame by frame, with honest errors."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ _NO_FRAME = "{} has not a single frame; copy or export it again."
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[av.container.InputContainer]:
+def open_video(path: Path) -> Iterator[av.container.InputContainer]:
     """Open a file for reading; what PyAV cannot read becomes a ValueError of one sentence."""
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is an empty file; copy or export it again.")
@@ -38,17 +38,17 @@ def opened(path: Path) -> Iterator[av.container.InputContainer]:
 
 @dataclass(frozen=True)
 class Track:
-    """What a file tells about its picture."""
+    """What a file says about its picture."""
 
     index: int  # of the stream
     origin: float  # where the picture begins on the clock of the file, in seconds
-    rate: float  # frames a second, on average where they vary; 0: not told
-    promised: float  # seconds that it should last; 0: not told
+    rate: float  # frames a second, on average where they vary; 0: not given
+    duration: float  # in seconds; 0: not given
     pixel_aspect: float  # width of a pixel over its height
 
 
 def read_track(container: av.container.InputContainer, name: str) -> Track:
-    """Return what a file tells about its first video; raises ValueError where it has none."""
+    """Return what a file says about its first video; raises ValueError where it has none."""
     streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
     if not streams:
         if container.streams.audio:
@@ -59,12 +59,12 @@ def read_track(container: av.container.InputContainer, name: str) -> Track:
         stream.index,
         float((stream.start_time or 0) * stream.time_base),
         float(stream.average_rate or stream.guessed_rate or 0),
-        _promised_seconds(stream),
+        _read_duration(stream),
         float(stream.sample_aspect_ratio or 1),
     )
 
 
-def _promised_seconds(stream: av.VideoStream) -> float:
+def _read_duration(stream: av.VideoStream) -> float:
     if stream.duration:
         return float(stream.duration * stream.time_base)
     written = stream.metadata.get("DURATION", "")  # Matroska: 00:00:01.033000000
@@ -86,34 +86,34 @@ class Decoder:
     def frames(self, start: float) -> Iterator[tuple[float, float, av.VideoFrame]]:
         """Yield (from, until, frame) in order, beginning at or before `start` seconds."""
         if start > 0:
-            with opened(self.path) as container:
-                frames = self._decoded(container, start)
+            with open_video(self.path) as container:
+                frames = self._decode(container, start)
                 first = next(frames, None)
                 if first is not None and first[0] <= start:
                     yield first
                     yield from frames
                     return
         # from the beginning, also where the file has no good index or start is past the end
-        with opened(self.path) as container:
-            yield from self._decoded(container)
+        with open_video(self.path) as container:
+            yield from self._decode(container)
 
-    def check(self, start: float, count: int, limit: float) -> None:
-        """Raise ValueError where `count` frames are none, or fewer than the file promised."""
-        name, promised = self.path.name, self.track.promised
+    def check_complete(self, start: float, count: int, limit: float) -> None:
+        """Raise ValueError where `count` frames are none, or fewer than the file should have."""
+        name, duration = self.path.name, self.track.duration
         if count == 0 and self.end == 0:
             raise ValueError(_NO_FRAME.format(name))
         if count == 0:
             raise ValueError(
                 f"start is {start:g} s, but {name} ends at {self.end:.2f} s; set start to less."
             )
-        slack = max(0.25, 0.05 * promised)  # files are seldom exact about their end
-        if self.ended and count < limit and self.end < promised - slack:
+        slack = max(0.25, 0.05 * duration)  # files are seldom exact about their end
+        if self.ended and count < limit and self.end < duration - slack:
             raise ValueError(
-                f"{name} breaks off at {self.end:.2f} of {promised:.2f} s; copy it again, or "
+                f"{name} breaks off at {self.end:.2f} of {duration:.2f} s; copy it again, or "
                 f"set max_frames to {count} to use what is there."
             )
 
-    def _decoded(
+    def _decode(
         self, container: av.container.InputContainer, start: float = 0.0
     ) -> Iterator[tuple[float, float, av.VideoFrame]]:
         stream = container.streams[self.track.index]
@@ -125,8 +125,8 @@ class Decoder:
             for frame in container.decode(stream):
                 self.on_frame()
                 # a frame without a time of its own follows the one before
-                told = frame.time is not None
-                time = frame.time - self.track.origin if told else time + 1 / self.rate
+                has_time = frame.time is not None
+                time = frame.time - self.track.origin if has_time else time + 1 / self.rate
                 lasts = float(frame.duration * frame.time_base) if frame.duration else 0
                 self.end = time + (lasts or 1 / self.rate)
                 yield time, self.end, frame
@@ -140,7 +140,7 @@ class Decoder:
         self.ended = True
 
 
-def resample(
+def resample_frames(
     frames: Iterable[tuple[float, float, object]], fps: float, start: float, limit: float
 ) -> Iterator[object]:
     """Yield the frame on show at start, start + 1 / fps, ...: at most `limit`, to the end.

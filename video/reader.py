@@ -43,7 +43,7 @@ class Extent:
         return (self.frames - 0.5) / self.rate - (frames - 1) / fps
 
 
-def probe(path: Path, frames: int, fps: float) -> Extent:
+def probe_video(path: Path, frames: int, fps: float) -> Extent:
     """Return the extent of a video; UnusableVideoError unless a clip of it can begin."""
     capture = _open(path)
     extent = Extent(capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
@@ -51,7 +51,7 @@ def probe(path: Path, frames: int, fps: float) -> Extent:
         raise UnusableVideoError("not a single frame can be decoded")
     if not 0 < extent.rate <= 1000:
         raise UnusableVideoError("it does not tell its frames per second")
-    if extent.frames <= 1:  # recordings of browsers do not tell
+    if extent.frames <= 1:  # recordings of browsers do not say
         extent = Extent(extent.rate, 1 + sum(iter(lambda: int(capture.grab()), 0)))
     if extent.slack(frames, fps) < 0:
         raise UnusableVideoError(
@@ -66,29 +66,31 @@ def read_clip(path: Path, shape: ClipShape, where: float) -> np.ndarray:
     `where`, from 0 to 1, chooses the start among all that leave room for the clip. Each frame is
     the one nearest in time. Raises UnusableVideoError.
     """
-    extent = probe(path, shape.frames, shape.fps)
+    extent = probe_video(path, shape.frames, shape.fps)
     first = int(where * max(0.0, extent.slack(shape.frames, shape.fps)) * extent.rate)
     capture = _open(path)
     if first:
         capture.set(cv2.CAP_PROP_POS_FRAMES, first)
-    frames = _nearest_frames(capture, shape, extent.rate)
+    frames = _read_nearest_frames(capture, shape, extent.rate)
     if len(frames) < shape.frames:
         raise UnusableVideoError(f"decoding breaks off near {first / extent.rate:.2f} s")
     return np.stack(frames)
 
 
-def _nearest_frames(capture: cv2.VideoCapture, shape: ClipShape, rate: float) -> list[np.ndarray]:
+def _read_nearest_frames(
+    capture: cv2.VideoCapture, shape: ClipShape, rate: float
+) -> list[np.ndarray]:
     """Decode on from where `capture` is, and repeat or leave out frames to match the rate."""
     frames: list[np.ndarray] = []
     origin, time = None, -1 / rate
     while len(frames) < shape.frames and capture.grab():
-        told = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        time = told if told > time else time + 1 / rate
+        stamp = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        time = stamp if stamp > time else time + 1 / rate
         origin = time if origin is None else origin
         until = time - origin + 0.5 / rate + 1e-3  # timestamps are rounded, some to milliseconds
-        wanted = sum(k / shape.fps <= until for k in range(len(frames), shape.frames))
-        if wanted:
-            frames += [_read_pixels(capture, shape)] * wanted
+        repeats = sum(k / shape.fps <= until for k in range(len(frames), shape.frames))
+        if repeats:
+            frames += [_read_pixels(capture, shape)] * repeats
     return frames
 
 

@@ -1,4 +1,4 @@
-"""Which size a video gets, and how its frames are brought to it; knows no host."""
+"""Which size a video gets, and how its frames are brought to it."""
 
 from fractions import Fraction
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from tqdm import tqdm
 
-from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe, read_clip
+from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe_video, read_clip
 
 TABLES = ("captions.csv", "metadata.csv")
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "video", "videoid")
@@ -53,7 +53,7 @@ def scan(folder: Path, frames: int, fps: float) -> VideoFolder:
         name = file.relative_to(folder).as_posix()
         try:
             good[name] = captions.of(file, name)
-            probe(file, frames, fps)
+            probe_video(file, frames, fps)
         except (UnusableVideoError, OSError) as error:
             good.pop(name, None)
             bad[name] = str(error)

@@ -36,13 +36,13 @@ class AppliedMotion:
         default_factory=weakref.WeakKeyDictionary
     )
 
-    def run_of(self, base_model: torch.nn.Module) -> inject.MotionRun:
+    def get_run(self, base_model: torch.nn.Module) -> inject.MotionRun:
         """Return the state that the hooks in the UNet of a base model read."""
         if base_model not in self.runs:
             self.runs[base_model] = inject.MotionRun(scale=self.scale)
         return self.runs[base_model]
 
-    def num_frames(self, x: torch.Tensor, transformer_options: dict) -> int:
+    def count_frames(self, x: torch.Tensor, transformer_options: dict) -> int:
         """Return the frames of a clip (or window) in the batch of a model call."""
         return self.window_length or x.shape[0] // len(transformer_options["cond_or_uncond"])
 
@@ -52,6 +52,6 @@ class AppliedMotion:
             run.num_frames = run.windows = None
 
 
-def applied_motion(model: ModelPatcher) -> AppliedMotion | None:
+def get_applied_motion(model: ModelPatcher) -> AppliedMotion | None:
     """Return what Apply Motion Module left on this MODEL, None if it never passed one."""
     return model.get_attachment(KEY)

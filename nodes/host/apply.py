@@ -11,9 +11,9 @@ from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 
 from ...motion_module import inject, layout
 from .. import checks
-from .applied import KEY, AppliedMotion, applied_motion
-from .execution import tell
-from .model_sampling import animatediff_sampling, sampling_sigmas
+from .applied import KEY, AppliedMotion, get_applied_motion
+from .execution import show_on_node
+from .model_sampling import get_training_sigmas, make_model_sampling
 from .motion_module import LoadedMotionModule
 from .placement import Placement, is_dynamic
 from .run import wrap_apply_model, wrap_diffusion_model, wrap_outer_sample
@@ -32,7 +32,7 @@ def apply_motion_module(
     Raises ValueError where the base model is not of the motion module's shape or its sampling is
     not an SD1.5 one, and where it carries a motion module already.
     """
-    if applied_motion(model) is not None:
+    if get_applied_motion(model) is not None:
         raise ValueError(
             "this MODEL already carries a motion module; connect Apply Motion Module to the MODEL "
             "before the first one, or remove one of the two."
@@ -41,11 +41,11 @@ def apply_motion_module(
     layout.check_fit(motion_module.file.config, layout.sites(unet))
     context_dim = model.model.model_config.unet_config.get("context_dim")
     zsnr = getattr(model.get_model_object("model_sampling"), "zsnr", False)
-    tell(*checks.base_warnings(context_dim, zsnr))
+    show_on_node(*checks.base_warnings(context_dim, zsnr))
 
-    base_sigmas = sampling_sigmas(model)
+    base_sigmas = get_training_sigmas(model)
     model = model.clone()
-    model.add_object_patch("model_sampling", animatediff_sampling(model))
+    model.add_object_patch("model_sampling", make_model_sampling(model))
     applied = AppliedMotion(motion_module.file, scale, base_sigmas, sliding)
     model.set_attachments(KEY, applied)
     model.set_additional_models(KEY, [motion_module.weights(Placement.beside(model)).clone()])
@@ -75,7 +75,7 @@ def _make_injection(applied: AppliedMotion) -> PatcherInjection:
         inject.eject(unet)  # one patcher of a UNet is in use at a time, whatever became of others
         # of this patcher: a clone on another device has weights of its own there
         [motion_patcher] = patcher.get_additional_models_with_key(KEY)
-        run = applied.run_of(patcher.model)
+        run = applied.get_run(patcher.model)
         injection = inject.inject(unet, motion_patcher.model, run=run)
         # a patcher that dies in a reference cycle has lost its weak key before it can eject
         applied.ejectors[patcher] = weakref.finalize(patcher, injection.eject)

@@ -19,13 +19,13 @@ def register_model_folder(name: str) -> None:
         folder_paths.folder_names_and_paths[name] = (folders, set(files.EXTENSIONS))
 
 
-def model_files(folder: str) -> list[str]:
+def list_model_files(folder: str) -> list[str]:
     """Return the weights files of a model folder that the user can choose from."""
     names = folder_paths.get_filename_list(folder)
     return [name for name in names if Path(name).suffix.lower() in files.EXTENSIONS]
 
 
-def model_path(folder: str, name: str) -> Path:
+def find_model_file(folder: str, name: str) -> Path:
     """Return the path of a listed file; raises ValueError when it is gone."""
     path = folder_paths.get_full_path(folder, name)
     if path is None:
@@ -33,15 +33,15 @@ def model_path(folder: str, name: str) -> Path:
     return Path(path)
 
 
-def file_state(folder: str, name: str | None) -> tuple[str, float] | None:
+def read_file_state(folder: str, name: str | None) -> tuple[str, float] | None:
     """Return a listed file's name and time of change; None: the name comes from a link.
 
     The host asks for it before links are known, and sees their changes itself.
     """
-    return None if name is None else (name, model_path(folder, name).stat().st_mtime)
+    return None if name is None else (name, find_model_file(folder, name).stat().st_mtime)
 
 
-def input_videos() -> list[str]:
+def list_input_videos() -> list[str]:
     """Return the videos of the host's input folder that the user can choose from.
 
     Newer hosts refuse a link that leads out of the folder; what they refuse is not offered.
@@ -52,7 +52,7 @@ def input_videos() -> list[str]:
     return sorted(folder_paths.filter_files_content_types(names, ["video"]))
 
 
-def input_file(name: str) -> Path:
+def find_input_file(name: str) -> Path:
     """Return the path of a file in the host's input folder; raises ValueError for any other.
 
     Whether a link that somebody put into that folder may lead out of it is the host's choice.

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 from ...samplers import schedule
 
 
-def animatediff_sampling(model: ModelPatcher) -> torch.nn.Module:
+def make_model_sampling(model: ModelPatcher) -> torch.nn.Module:
     """Return AnimateDiff's linear-beta schedule with the prediction type of the model's own.
 
     The host calls these betas "sqrt_linear". Raises ValueError for a base that is sampled as
@@ -49,6 +49,6 @@ def animatediff_sampling(model: ModelPatcher) -> torch.nn.Module:
     return ModelSampling(SimpleNamespace(sampling_settings=settings))
 
 
-def sampling_sigmas(model: ModelPatcher) -> torch.Tensor:
+def get_training_sigmas(model: ModelPatcher) -> torch.Tensor:
     """Return the sigma of every training timestep of a MODEL, shape (timesteps,), increasing."""
     return model.get_model_object("model_sampling").sigmas

@@ -12,8 +12,8 @@ from comfy.model_patcher import ModelPatcher
 from ...motion_module import checkpoint
 from ...motion_module import lora as motion_lora
 from .. import checks
-from .execution import tell
-from .folders import LORAS_FOLDER, MODELS_FOLDER, model_path
+from .execution import show_on_node
+from .folders import LORAS_FOLDER, MODELS_FOLDER, find_model_file
 from .placement import Placement, is_dynamic
 
 
@@ -61,9 +61,9 @@ class LoadedMotionModule:
     def _make_patcher(self, placement: Placement) -> ModelPatcher:
         source = self._unbuilt or checkpoint.load(self.file.path)
         self._unbuilt = None
-        patcher = _build(source, placement)
+        patcher = _build_patcher(source, placement)
         # how the host makes the weights of another device; clones hand it on
-        patcher.cached_patcher_init = (_load_anew, (self.file.path, placement))
+        patcher.cached_patcher_init = (_reload_weights, (self.file.path, placement))
         return patcher
 
 
@@ -89,7 +89,7 @@ class WithMotionLora(LoadedMotionModule):
 
 def load_motion_module(name: str) -> LoadedMotionModule:
     """Read and validate a file of the motion module folder."""
-    loaded = checkpoint.load(model_path(MODELS_FOLDER, name))
+    loaded = checkpoint.load(find_model_file(MODELS_FOLDER, name))
     return LoadedMotionModule(file=loaded.without_tensors(), _unbuilt=loaded)
 
 
@@ -100,32 +100,35 @@ def add_motion_lora(
 
     Raises ValueError for a file that is no motion LoRA or does not fit the module.
     """
-    lora = motion_lora.load(model_path(LORAS_FOLDER, name))
+    lora = motion_lora.load(find_model_file(LORAS_FOLDER, name))
     config = motion_module.file.config
     pairs = motion_lora.weight_patches(lora, config)
     beyond = lora.beyond(config)
-    tell(checks.lora_beyond(name, len(beyond), len(pairs)) if beyond else None)
+    show_on_node(checks.lora_beyond(name, len(beyond), len(pairs)) if beyond else None)
     if strength == 0:
         return motion_module
+    patches = _make_host_patches(pairs)
     return WithMotionLora(
-        motion_module.file, None, below=motion_module, patches=_host_lora(pairs), strength=strength
+        motion_module.file, None, below=motion_module, patches=patches, strength=strength
     )
 
 
-def _build(source: checkpoint.MotionCheckpoint, placement: Placement) -> ModelPatcher:
+def _build_patcher(source: checkpoint.MotionCheckpoint, placement: Placement) -> ModelPatcher:
     module = source.build(layers=comfy.ops.manual_cast, dtype=placement.dtype)
     make = comfy.model_patcher.CoreModelPatcher if placement.is_dynamic else ModelPatcher
     return make(module, placement.load_device, placement.offload_device)
 
 
-def _load_anew(path: Path, placement: Placement, disable_dynamic: bool = False) -> ModelPatcher:
+def _reload_weights(
+    path: Path, placement: Placement, disable_dynamic: bool = False
+) -> ModelPatcher:
     """Return fresh weights of a file, as the host's own loaders do for each device."""
     if disable_dynamic:
         placement = placement._replace(is_dynamic=False)
-    return _build(checkpoint.load(path), placement)
+    return _build_patcher(checkpoint.load(path), placement)
 
 
-def _host_lora(pairs: dict[str, motion_lora.Pair]) -> dict[str, object]:
+def _make_host_patches(pairs: dict[str, motion_lora.Pair]) -> dict[str, object]:
     """Return (up, down) pairs as the host's own LoRA patches, low-rank in memory."""
     tensors = {f"{k}.lora_up.weight": up for k, (up, _) in pairs.items()}
     tensors |= {f"{k}.lora_down.weight": down for k, (_, down) in pairs.items()}

@@ -20,10 +20,11 @@ class Placement(NamedTuple):
     @classmethod
     def beside(cls, model: ModelPatcher) -> "Placement":
         """Return where the motion weights belong that run within a MODEL."""
-        return cls(compute_dtype(model), model.load_device, model.offload_device, is_dynamic(model))
+        dtype = get_compute_dtype(model)
+        return cls(dtype, model.load_device, model.offload_device, is_dynamic(model))
 
 
-def compute_dtype(model: ModelPatcher) -> torch.dtype:
+def get_compute_dtype(model: ModelPatcher) -> torch.dtype:
     """Return the dtype that the base model computes in, which the motion weights then share."""
     return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 

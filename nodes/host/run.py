@@ -3,8 +3,8 @@
 from .. import checks
 from . import preview
 from .applied import AppliedMotion
-from .execution import tell
-from .model_sampling import sampling_sigmas
+from .execution import show_on_node
+from .model_sampling import get_training_sigmas
 from .sliding import plan_feature_windows
 
 
@@ -25,14 +25,15 @@ def wrap_outer_sample(applied: AppliedMotion):
         guider = executor.class_obj
         longest = None if applied.sliding is not None else applied.file.config.max_frames
         checks.check_latent(noise.shape, longest)
-        checks.check_schedule(sampling_sigmas(guider.model_patcher), sigmas, applied.base_sigmas)
+        trained = get_training_sigmas(guider.model_patcher)
+        checks.check_schedule(trained, sigmas, applied.base_sigmas)
         frames = noise.shape[0]
-        tell(
-            *checks.warnings(frames, strongest_cfg(guider), sigmas, applied.file.steps),
-            *checks.text_warnings(_prompt_lengths(guider), frames),
+        show_on_node(
+            *checks.warnings(frames, _find_strongest_cfg(guider), sigmas, applied.file.steps),
+            *checks.text_warnings(_read_prompt_lengths(guider), frames),
         )
         try:
-            callback = preview.with_contact_sheet(callback)
+            callback = preview.add_contact_sheets(callback)
             return executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, *args, **kwargs
             )
@@ -42,19 +43,19 @@ def wrap_outer_sample(applied: AppliedMotion):
     return check_and_sample
 
 
-def strongest_cfg(guider: object) -> float:
-    """Return the largest guidance scale of a guider, 1 where it tells none.
+def _find_strongest_cfg(guider: object) -> float:
+    """Return the largest guidance scale of a guider, 1 where it has none.
 
     DualCFGGuider has two, and an idle `cfg`; the guiders of some packs have one for each step.
     """
     scales = []
     for name in ("cfg", "cfg1", "cfg2"):
-        told = getattr(guider, name, 1.0)
-        scales += told if isinstance(told, list | tuple) else [told]
+        scale = getattr(guider, name, 1.0)
+        scales += scale if isinstance(scale, list | tuple) else [scale]
     return max((float(s) for s in scales if isinstance(s, int | float)), default=1.0)
 
 
-def _prompt_lengths(guider) -> set[int]:
+def _read_prompt_lengths(guider) -> set[int]:
     """Return for how many frames each of the run's prompts has embeddings."""
     conds = [cond for part in getattr(guider, "conds", {}).values() for cond in part]
     return {cond["cross_attn"].shape[0] for cond in conds if cond.get("cross_attn") is not None}
@@ -65,8 +66,8 @@ def wrap_apply_model(applied: AppliedMotion):
 
     # around what torch.compile traces: reading the step off the noise level would break its graph
     def set_run(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
-        run = applied.run_of(executor.class_obj)
-        run.num_frames = applied.num_frames(x, transformer_options)
+        run = applied.get_run(executor.class_obj)
+        run.num_frames = applied.count_frames(x, transformer_options)
         if applied.sliding is not None and applied.sliding.where == "features":
             windows = plan_feature_windows(applied.sliding, run.num_frames, x, transformer_options)
             run.windows = windows

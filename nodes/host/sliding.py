@@ -11,8 +11,8 @@ from comfy.patcher_extension import WrappersMP
 from ...samplers import context
 from .. import checks
 from .applied import KEY, AppliedMotion
-from .execution import stop_if_cancelled
-from .windows import LatentWindows, WindowSettings, current_step
+from .execution import raise_if_cancelled
+from .windows import LatentWindows, WindowSettings, find_step
 
 
 def add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSettings) -> None:
@@ -24,7 +24,7 @@ def add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSett
             sliding,
             on_length=lambda length: setattr(applied, "window_length", length),
             fits=_fits_in_memory,
-            check_cancelled=stop_if_cancelled,
+            check_cancelled=raise_if_cancelled,
         )
 
 
@@ -49,5 +49,5 @@ def plan_feature_windows(
     """Return the windows inside the temporal attention, None where all frames see each other."""
     if num_frames <= sliding.options.context_length:
         return None
-    step = current_step(transformer_options["sigmas"], transformer_options["sample_sigmas"])
+    step = find_step(transformer_options["sigmas"], transformer_options["sample_sigmas"])
     return context.plan(num_frames, sliding.options, step).to(x)

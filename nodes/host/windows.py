@@ -37,7 +37,7 @@ class WindowSettings:
         return min(num_frames, self.options.context_length * max(1, self.windows_per_call))
 
 
-def current_step(sigma: torch.Tensor, sample_sigmas: torch.Tensor) -> int:
+def find_step(sigma: torch.Tensor, sample_sigmas: torch.Tensor) -> int:
     """Return the step of the run whose sigma is nearest; samplers may evaluate between two."""
     return int((sample_sigmas.to(sigma) - sigma.flatten()[0]).abs().argmin())
 
@@ -64,13 +64,14 @@ class LatentWindows:
     def execute(self, calc_cond_batch, model, conds, x_in, timestep, model_options):
         """Evaluate all windows, several a call; returns a fused prediction per conditioning."""
         shared = model_options["transformer_options"]
-        step = current_step(timestep, shared["sample_sigmas"])
+        step = find_step(timestep, shared["sample_sigmas"])
         plan = context.plan(len(x_in), self.context.options, step)
         length, placed = plan.indices.shape[1], plan.to(x_in)
         fused = [torch.zeros_like(x_in) for _ in conds]
         self.on_length(length)
         try:
-            for rows in torch.arange(len(plan)).split(self._windows_a_call(model, conds, x_in)):
+            per_call = self._count_windows_per_call(model, conds, x_in)
+            for rows in torch.arange(len(plan)).split(per_call):
                 self.check_cancelled()
                 index = plan.indices[rows].flatten()
                 # IPAdapter_plus and Advanced-ControlNet slice their own inputs by exactly this
@@ -92,14 +93,14 @@ class LatentWindows:
                     # one by one: windows of a call overlap
                     for window, frames in zip(windows, placed.indices[rows], strict=True):
                         total[frames] += window
-                self._let_go()
+                self._release_controls()
         finally:
             shared.pop("ad_params", None)
-            self._let_go()
+            self._release_controls()
             self.on_length(None)
         return fused
 
-    def _windows_a_call(self, model, conds, x_in) -> int:
+    def _count_windows_per_call(self, model, conds, x_in) -> int:
         length = self.context.options.context_length
         if any(slices_itself(c.get("control")) for cond in conds for c in cond or ()):
             return 1  # it looks frames up by number, and a call of several windows repeats some
@@ -122,7 +123,7 @@ class LatentWindows:
         if key == "control":
             return self._slice_control(value, index)
         if key == "mask":
-            return dealt_out(value, index)
+            return select_rows(value, index)
         if key == "model_conds":
             return {k: slice_model_cond(v, index) for k, v in value.items()}
         return slice_frames(value, index, num_frames)
@@ -143,7 +144,7 @@ class LatentWindows:
             sliced = copy.copy(control)
             hint = control.cond_hint_original
             if hint is not None:
-                sliced.cond_hint_original = dealt_out(hint, index)
+                sliced.cond_hint_original = select_rows(hint, index)
             sliced.cond_hint = None
             if hasattr(sliced, "control_input"):  # T2I-Adapter's cache
                 sliced.control_input = None
@@ -165,7 +166,7 @@ class LatentWindows:
             for other in (getattr(control, "multigpu_clones", None) or {}).values():
                 self._link(other, index)
 
-    def _let_go(self) -> None:
+    def _release_controls(self) -> None:
         self._controls.clear()
         while self._links:
             control, previous = self._links.pop()
@@ -191,10 +192,10 @@ def slice_model_cond(value, index: torch.Tensor):
     tensor = getattr(value, "cond", None)
     if not isinstance(tensor, torch.Tensor) or tensor.ndim == 0 or len(tensor) == 1:
         return value
-    return value._copy_with(dealt_out(tensor, index))
+    return value._copy_with(select_rows(tensor, index))
 
 
-def dealt_out(batch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def select_rows(batch: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """Return the rows of a batch that belong to the frames of `index`, as the host deals them out.
 
     One row is for all frames; more than the clip has frames: the first ones; fewer: they start

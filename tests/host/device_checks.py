@@ -181,7 +181,7 @@ def check_compute_dtype_that_a_node_has_set():
     if not hasattr(base, "set_model_compute_dtype"):
         raise CannotCheckError("this ComfyUI sets no compute dtype")
     base.set_model_compute_dtype(torch.bfloat16)
-    assert placement().compute_dtype(base) == torch.bfloat16
+    assert placement().get_compute_dtype(base) == torch.bfloat16
 
 
 def check_cfg_split_gives_the_same_clip():
@@ -209,7 +209,7 @@ def check_each_device_runs_its_own_weights():
 
 def check_each_device_has_a_run_state_of_its_own():
     model = split(GRAPH.apply(context=sliding("features")))
-    applied = host.submodule("nodes.host.applied").applied_motion(model)
+    applied = host.submodule("nodes.host.applied").get_applied_motion(model)
     inject = host.submodule("motion_module.inject")
     handed, make = [], inject.inject
     with mock.patch.object(

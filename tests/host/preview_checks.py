@@ -152,9 +152,9 @@ def check_callbacks_of_others_get_the_very_same_x0():
         host.sample(model, values, callback=lambda _i, x0, _x, _n: got.append(x0))
     assert len(got) == 1
     assert equal(got[0], seen[0])
-    with_contact_sheet = host.submodule("nodes.host.preview").with_contact_sheet
+    add_contact_sheets = host.submodule("nodes.host.preview").add_contact_sheets
     for callback in (None, print, got.append, lambda *_: None):
-        assert with_contact_sheet(callback) is callback
+        assert add_contact_sheets(callback) is callback
 
 
 def check_previewers_of_others_stay():
@@ -170,11 +170,11 @@ def check_previewers_of_others_stay():
         callback.__closure__[at].cell_contents = previewer
         return callback
 
-    with_contact_sheet = host.submodule("nodes.host.preview").with_contact_sheet
+    add_contact_sheets = host.submodule("nodes.host.preview").add_contact_sheets
     others = prepare(Moving())
-    assert with_contact_sheet(others) is others
+    assert add_contact_sheets(others) is others
     hosts = prepare(latent_preview.LatentPreviewer())
-    assert with_contact_sheet(hosts) is not hosts
+    assert add_contact_sheets(hosts) is not hosts
 
 
 def check_short_clips_show_what_they_have():
@@ -189,13 +189,13 @@ def check_short_clips_show_what_they_have():
 def check_sheets_have_no_gaps_and_suit_their_frames():
     preview = host.submodule("nodes.host.preview")
     for frames in range(1, 200):
-        rows, columns = preview.sheet_shape(frames)
-        assert preview.sheet_shape(frames, landscape=True) == (columns, rows)
+        rows, columns = preview.choose_sheet_shape(frames)
+        assert preview.choose_sheet_shape(frames, landscape=True) == (columns, rows)
         assert min(frames, 4) <= rows * columns <= min(frames, 9)
-        shown = preview.shown_frames(frames, rows * columns)
+        shown = preview.choose_frames(frames, rows * columns)
         assert shown == sorted(set(shown)), shown
         assert (shown[0], shown[-1]) == (0, frames - 1)
-    assert preview.sheet_shape(6) == (2, 3)
+    assert preview.choose_sheet_shape(6) == (2, 3)
 
 
 def check_an_error_leaves_nothing():

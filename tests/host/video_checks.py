@@ -318,7 +318,7 @@ def check_compressed_sound_stays_in_time():
 def check_six_channels_become_stereo_and_silent_files_give_nothing():
     import numpy as np
 
-    video_sound = host.submodule("video.sound")
+    read_sound = host.submodule("video.sound").read_sound
     import av
 
     with av.open(str(GRAPH.path("six.wav")), "w") as container:
@@ -329,7 +329,7 @@ def check_six_channels_become_stereo_and_silent_files_give_nothing():
         container.mux(track.encode(frame))
         container.mux(track.encode())
     with av.open(str(GRAPH.path("six.wav"))) as container:
-        audio = video_sound.read(container, 0.0, 1.0)
+        audio = read_sound(container, 0.0, 1.0)
     assert audio["waveform"].shape == (1, 2, 8000)
     assert audio["waveform"].abs().max() > 0.1
     assert load(write("silent.mp4"))[1] is None
@@ -426,8 +426,8 @@ def check_a_rate_that_nobody_means_is_told():
 def check_memory_that_is_not_there():
     path = GRAPH.path(write("a.mp4"))
     clip = host.submodule("video.clip")
-    request, ten_frames = clip.Request(width=64), 64 * 64 * 3 * 5 * 10
-    sentence = refusal(clip.read, path, request, memory=ten_frames)
+    request, ten_frames = clip.ClipRequest(width=64), 64 * 64 * 3 * 5 * 10
+    sentence = refusal(clip.read_clip, path, request, memory=ten_frames)
     assert "beyond 10 frames of 64x64" in sentence, sentence
 
 
