@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -75,8 +76,8 @@ class TemporalAttention(nn.Module):
         if windows is not None:
             return self.forward_windows(x, scale, windows)
         x = self.pos_encoder(x)
-        q, k, v = (self.heads(f(x)) for f in (self.to_q, self.to_k, self.to_v))
-        return self.to_out[0](attend(q, k, v, scale).transpose(1, 2).flatten(2))  # (b h w) f c
+        q, k, v = (self.split_heads(f(x)) for f in (self.to_q, self.to_k, self.to_v))
+        return self.to_out[0](join_heads(attend(q, k, v, scale)))  # (b h w) f c
 
     def forward_windows(self, x: Tensor, scale: float, windows: FrameWindows) -> Tensor:
         """Attend within each window at positions 0..length-1 and fuse what they give each frame.
@@ -88,15 +89,20 @@ class TemporalAttention(nn.Module):
         projections = [(f(x), f(positions)) for f in (self.to_q, self.to_k, self.to_v)]
         fused = torch.zeros_like(x)
         for window, weight in zip(windows.indices, windows.weights, strict=True):
-            q, k, v = (self.heads(y[:, window] + p) for y, p in projections)
-            out = attend(q, k, v, scale).transpose(1, 2).flatten(2)  # (b h w) length c
+            q, k, v = (self.split_heads(y[:, window] + p) for y, p in projections)
+            out = join_heads(attend(q, k, v, scale))  # (b h w) length c
             # a host may hand in float32 weights with half features
             fused.index_add_(1, window, (out * weight[:, None]).to(fused))
         return self.to_out[0](fused)  # (b h w) f c
 
-    def heads(self, x: Tensor) -> Tensor:
-        """Split the channels: (n, f, c) -> (n, heads, f, c / heads)."""
-        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+    def split_heads(self, x: Tensor) -> Tensor:
+        """Give each head its share of the channels."""
+        return rearrange(x, "n f (heads d) -> n heads f d", heads=self.num_heads)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """Lay the heads' channels side by side again."""
+    return rearrange(x, "n heads f d -> n f (heads d)")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -184,12 +190,12 @@ class TemporalTransformer(nn.Module):
         """
         longest = num_frames if windows is None else windows.indices.shape[1]
         check_num_frames(x.shape[0], num_frames, longest, self.max_frames)
-        clips = x.unflatten(0, (-1, num_frames))  # b f c h w
-        hidden = self.normalise(x, num_frames).permute(0, 3, 4, 1, 2)  # b h w f c
-        hidden = hidden.reshape(-1, num_frames, x.shape[1])  # (b h w) f c
-        hidden = self.mix_in_parts(hidden, scale, windows)
-        hidden = hidden.view(clips.shape[0], *x.shape[2:], num_frames, x.shape[1])  # b h w f c
-        return (clips + hidden.permute(0, 3, 4, 1, 2)).flatten(0, 1)  # (b f) c h w
+        clips = rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
+        hidden = self.mix_in_parts(self.normalise(x, num_frames), scale, windows)
+        height, width = x.shape[2:]
+        # added before the frames join the batch, so that the permuted tensor is never copied
+        clips = clips + rearrange(hidden, "(b h w) f c -> b f c h w", h=height, w=width)
+        return rearrange(clips, "b f c h w -> (b f) c h w")
 
     def mix_in_parts(self, x: Tensor, scale: float, windows: FrameWindows | None) -> Tensor:
         """Mix the frames of each position, for a long clip some positions at a time."""
@@ -207,10 +213,11 @@ class TemporalTransformer(nn.Module):
         return self.proj_out(x)  # (b h w) f c
 
     def normalise(self, x: Tensor, num_frames: int) -> Tensor:
-        """Apply the GroupNorm in its scope; returns (batch, frames, channels, height, width)."""
+        """Apply the GroupNorm in its scope; returns the frames of each position, (b h w) f c."""
         if self.norm_scope == "frame":
-            return self.norm(x).unflatten(0, (-1, num_frames))
-        return self.norm(x.unflatten(0, (-1, num_frames)).transpose(1, 2)).transpose(1, 2)
+            return rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=num_frames)
+        clips = self.norm(rearrange(x, "(b f) c h w -> b c f h w", f=num_frames))
+        return rearrange(clips, "b c f h w -> (b h w) f c")
 
 
 def check_num_frames(batch: int, num_frames: int, longest: int, max_frames: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 from diffusers import UNet2DConditionModel
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ...motion_module.inject import MotionRun, inject
@@ -58,14 +59,14 @@ class Encoder(nn.Module):
         x, t = state
         self._run.num_frames = frames = x.shape[1]
         time = self.time_embedding(self.time_proj(t.clamp(min=0)))
-        time = (time + self.base_embedding(base_index)).repeat_interleave(frames, 0)
-        text = text.float().repeat_interleave(frames, 0)
-        hidden = self.conv_in(x.flatten(0, 1).float())  # (clips f) c h w
+        time = repeat(time + self.base_embedding(base_index), "b c -> (b f) c", f=frames)
+        text = repeat(text.float(), "b tokens c -> (b f) tokens c", f=frames)
+        hidden = self.conv_in(rearrange(x, "b f c h w -> (b f) c h w").float())
         for block in self.down_blocks:
             crossed = getattr(block, "has_cross_attention", False)
             hidden, _ = block(hidden, time, **({"encoder_hidden_states": text} if crossed else {}))
         hidden = self.mid_block(hidden, time, encoder_hidden_states=text)
-        return hidden.unflatten(0, (-1, frames)).transpose(1, 2)
+        return rearrange(hidden, "(b f) c h w -> b c f h w", f=frames)
 
 
 class Head(nn.Module):

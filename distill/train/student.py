@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ...motion_module.inject import inject
@@ -37,12 +38,12 @@ class MovingBase:
         """
         frames = x.shape[1]
         self._injection.run.num_frames = frames
-        x, t = x.flatten(0, 1), t.clamp(min=0).repeat_interleave(frames)
-        out = self.base.unet(
-            x.to(self.base.dtype), t, encoder_hidden_states=text.repeat_interleave(frames, 0)
-        ).sample.float()
+        x = rearrange(x, "b f c h w -> (b f) c h w")
+        t = repeat(t.clamp(min=0), "b -> (b f)", f=frames)
+        text = repeat(text, "b tokens c -> (b f) tokens c", f=frames)
+        out = self.base.unet(x.to(self.base.dtype), t, encoder_hidden_states=text).sample.float()
         eps = prediction.as_eps(out, x, t, self.base.prediction_type)
-        return eps.unflatten(0, (-1, frames))
+        return rearrange(eps, "(b f) c h w -> b f c h w", f=frames)
 
     def predict_guided(
         self, x: Tensor, t: Tensor, text: Tensor, without: Tensor, cfg: float
