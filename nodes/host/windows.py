@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from einops import rearrange
 
 from ...samplers import context
 
@@ -87,9 +88,9 @@ class LatentWindows:
                     timestep[index],
                     model_options,
                 )
-                weights = placed.weights[rows][:, :, None, None, None]
+                weights = rearrange(placed.weights[rows], "n f -> n f 1 1 1")
                 for total, prediction in zip(fused, predictions, strict=True):
-                    windows = prediction.unflatten(0, (-1, length)) * weights
+                    windows = rearrange(prediction, "(n f) c h w -> n f c h w", f=length) * weights
                     # one by one: windows of a call overlap
                     for window, frames in zip(windows, placed.indices[rows], strict=True):
                         total[frames] += window
