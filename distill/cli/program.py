@@ -4,14 +4,14 @@ Every mistake of a user ends in one sentence on stderr and exit code 2, Ctrl-C i
 """
 
 import importlib.metadata
+import logging
 import os
 import sys
 from typing import Annotated
 
 import typer
 
-from . import data, evaluate
-from . import miniature as cli_miniature
+from . import data, evaluate, miniature
 from .files import convert, inspect
 from .generate import generate
 from .train import export, plan, train
@@ -20,17 +20,26 @@ from .train_motion import train_motion
 PROGRAM = "animatediff-lightning"
 DISTRIBUTION = "comfyui-animatediff-lightning"
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LOGGER = logging.getLogger(__package__.rpartition(".")[0])  # of all of distill/
+_PREFIXES = {
+    logging.DEBUG: "debug",
+    logging.INFO: "note",
+    logging.WARNING: "warning",
+    logging.ERROR: "error",
+}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # typer carries a click of its own, whose error class has no public name
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 app.add_typer(data.data, name="data")
-app.add_typer(cli_miniature.miniature, name="miniature")
+app.add_typer(miniature.miniature, name="miniature")
 app.add_typer(evaluate.evaluate, name="evaluate")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on `arguments` (default: the command line's) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    handler = _MessageHandler()
+    _LOGGER.addHandler(handler)
     # diffusers' and transformers' notes on optional packages would bury ours
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
@@ -42,9 +51,20 @@ def main(arguments: list[str] | None = None) -> int:
         code = _fail(error.format_message())
     except (ValueError, OSError) as error:
         code = _fail(str(error))
+    finally:
+        _LOGGER.removeHandler(handler)
     if code == INTERRUPTED:
         print("stopped.", file=sys.stderr)
     return code
+
+
+class _MessageHandler(logging.Handler):
+    """Writes "note: ...", "warning: ..." to stderr, above progress bars where there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"{_PREFIXES[record.levelno]}: {record.getMessage()}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:
@@ -53,19 +73,31 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(asked: bool) -> None:
+    if asked:
         print(f"{PROGRAM} {importlib.metadata.version(DISTRIBUTION)}")
         raise typer.Exit
 
 
 @app.callback()
 def program(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has acted
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also tell which files are read, and the like.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Tell errors and results only: no notes, no warnings.")
+    ] = False,
 ) -> None:
-    """Few-step video with AnimateDiff-Lightning, without ComfyUI."""
+    """Few-step video with AnimateDiff-Lightning, without ComfyUI.
+
+    Notes, warnings and progress go to stderr, results to stdout.
+    """
+    if verbose and quiet:
+        raise ValueError("give either --verbose or --quiet, not both.")
+    _LOGGER.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.INFO)
 
 
 for command in (generate, train_motion, train, plan, export, inspect, convert):

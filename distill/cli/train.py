@@ -1,6 +1,6 @@
 """The commands `train`, `plan` and `export`."""
 
-import sys
+import logging
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +12,7 @@ from .options import MyDevice, SaveDtype
 _CONFIG = typer.Argument(
     metavar="CONFIG", help="A .toml file, or a bundled one: paper, miniature, miniature_mse."
 )
+logger = logging.getLogger(__name__)
 _OUT = typer.Option(help="Folder of the run, in place of the config's.")
 
 
@@ -37,11 +38,11 @@ def train(
 
     file = find(config)
     try:
-        wanted = read_config(file, out)
+        settings = read_config(file, out)
         from ..models.devices import my_device
         from ..train.stages import run
 
-        run(wanted, my_device(device), resume is Resume.auto)
+        run(settings, my_device(device), resume is Resume.auto)
     except ConfigError as error:
         _refuse(file, error.problems)
 
@@ -56,15 +57,15 @@ def plan(
 
     file = find(config)
     try:
-        wanted = read_config(file, None)
-        problems = checks.problems_of_layout(wanted, world_size)
+        settings = read_config(file, None)
+        problems = checks.problems_of_layout(settings, world_size)
         if problems:
             raise ConfigError(problems)
     except ConfigError as error:
         _refuse(file, error.problems)
     from ..train.plan import describe_plan
 
-    print(describe_plan(wanted, world_size))
+    print(describe_plan(settings, world_size))
 
 
 def export(
@@ -98,6 +99,6 @@ def read_config(file: Path, out: Path | None):
 def _refuse(file: Path, problems: list[str]) -> None:
     """Print every problem, and stop the command before anything was trained."""
     for problem in problems:
-        print(f"{file.name}: {problem}", file=sys.stderr)
+        logger.error("%s: %s", file.name, problem)
     count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
     raise ValueError(f"{file.name} has {count}, see above; nothing was started.")
