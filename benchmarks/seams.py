@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from animatediff_lightning.distill import generate as clips
 from animatediff_lightning.distill.miniature.names import base_path
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.sampling import sample
@@ -35,7 +34,7 @@ from animatediff_lightning.samplers import context, euler, noise, schedule
 from step_time import median_interval
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from animatediff_lightning.distill.models.devices import choose_dtype
+from animatediff_lightning.distill.models.devices import choose_device, choose_dtype
 
 from tests import random_models
 
@@ -94,7 +93,7 @@ def clip(base, motion_module, where, options, request, mode):
     sources = noise.noise_sources(*shape)
     x = sample.initial_noise(base, request, generator)[sources].to(base.device)
     run = MotionRun(request.frames if where == "plain" else options.context_length)
-    predict = sample.eps_predictor(base, request.prompts[0], request)
+    predict = sample.eps_predictor(base, request.prompts, request)
     if where == "latents":
         predict = sample.in_windows(predict, options)
     if where == "features":
@@ -110,14 +109,17 @@ def load(options):
     """Return the base model, the motion module and the request that all clips share."""
     made = None if options.base else random_models.ensure()
     known = checkpoint.load(options.motion_module or made.motion_module)
-    device = clips.choose_device(options.device)
+    device = choose_device(options.device)
     dtype = choose_dtype("auto", device)
     path = base_path(options.base) if options.base else made.base
     base = load_base(path, tokenizer=options.tokenizer, device=device, dtype=dtype)
     request = ClipRequest(
-        tuple(options.prompt), steps=options.steps or known.steps or 4, frames=options.frames
+        tuple(options.prompt),
+        steps=options.steps or known.steps or 4,
+        cfg=1.0,
+        frames=options.frames,
     )
-    request = request.sized(base.default_size, base.default_size, base.latent_factor)
+    request = request.sized(base.default_size, base.latent_factor)
     return base, known.build(dtype=dtype).to(device), request
 
 

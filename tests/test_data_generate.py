@@ -14,7 +14,7 @@ import torch
 from animatediff_lightning.distill.cli import program
 from animatediff_lightning.distill.cli.options import parse_size
 from animatediff_lightning.distill.data import generate, latent_shards, verify
-from animatediff_lightning.distill.data.generate_request import DataRequest, clip_of, plan
+from animatediff_lightning.distill.data.generate_request import DataRequest, plan_clip, plan_shards
 from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.files import claim
 from animatediff_lightning.distill.miniature import shipped, world
@@ -83,10 +83,10 @@ def test_every_pair_is_made_once(undisturbed):
 
 
 def test_a_clip_is_what_the_generate_command_makes_of_its_seed(undisturbed):
-    clip = clip_of(undisturbed, 4, (16, 16))
+    clip = plan_clip(undisturbed, 4, (16, 16))
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     base = load_base(shipped.base("ink"))
-    wanted = generate_latents(base, module, clip.prompt, clip.request)
+    (wanted,) = generate_latents(base, module, [clip.prompt], [clip.seed], clip.settings)
     pool = ClipPool(str(undisturbed.out))
     x0, caption = pool.read(ClipRef(1, 0)).oriented(False)
     assert caption == clip.prompt == PROMPTS[1]
@@ -211,7 +211,7 @@ def test_another_command_in_the_folder_is_refused(undisturbed, tmp_path):
 def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
     sizes = ((16, 16), (24, 16))
     request = request_for(tmp_path, prompts=PROMPTS[:2], sizes=sizes, frames=4, flip=False)
-    shards = plan(request, sizes)
+    shards = plan_shards(request, sizes)
     assert [s.clips for s in shards] == [(0, 3), (1, 2)]
     generate.run(request)
     pool = ClipPool(str(tmp_path))
@@ -240,7 +240,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, change
 
 
 def test_captions_of_the_miniature_are_never_held_out():
-    captions = generate.miniature_captions(500, seed=3)
+    captions = generate.draw_captions(500, seed=3)
     held_out = {
         world.caption(c, k, d, s)
         for c, k, size, d in world.held_out_combinations()
@@ -248,16 +248,16 @@ def test_captions_of_the_miniature_are_never_held_out():
     }
     assert len(captions) == 500
     assert not held_out & set(captions)
-    assert captions == generate.miniature_captions(500, seed=3)
-    assert captions != generate.miniature_captions(500, seed=4)
+    assert captions == generate.draw_captions(500, seed=3)
+    assert captions != generate.draw_captions(500, seed=4)
 
 
 # ---- verify and stats --------------------------------------------------------------------------
 
 
 def test_sound_folders_are_verified_and_counted(undisturbed):
-    assert verify.verify(undisturbed.out) == "all 6 clips are sound (shards: 2)."
-    lines = verify.stats(undisturbed.out).splitlines()
+    assert verify.verify_shards(undisturbed.out) == "all 6 clips are sound (shards: 2)."
+    lines = verify.describe_shards(undisturbed.out).splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["6", "2"]
     assert "16x12x8x8: 6" in lines[2]
     assert lines[4].endswith("3 different")
@@ -276,7 +276,7 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
     )
     (broken / "clips-000002.tar").write_bytes(b"no tar file")
     with pytest.raises(ValueError, match="has 4 faults") as error:
-        verify.verify(broken)
+        verify.verify_shards(broken)
     for sentence in (
         "clips-000001.tar/k has values that are no numbers",
         "clips-000001.tar/k has no caption",
@@ -285,7 +285,7 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
     ):
         assert sentence in str(error.value)
     with pytest.raises(ValueError, match="holds no shards of clips"):
-        verify.verify(tmp_path)
+        verify.verify_shards(tmp_path)
 
 
 def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_path):
@@ -293,19 +293,19 @@ def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_pa
     told = json.loads((folder / "index.json").read_text())
     del told["shards"]["clips-000001.tar"]
     (folder / "index.json").write_text(json.dumps(told))
-    assert verify.verify(folder).startswith("all 6 clips are sound")
+    assert verify.verify_shards(folder).startswith("all 6 clips are sound")
 
 
 @pytest.mark.parametrize("record", ["[]", "{", ""])
 def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
     request = replace(undisturbed, out=shutil.copytree(undisturbed.out, tmp_path / "clips"))
     (request.out / "generate.json").write_text(record)
-    for command in (generate.run, lambda r: verify.verify(r.out)):
+    for command in (generate.run, lambda r: verify.verify_shards(r.out)):
         with pytest.raises(ValueError, match=r"generate.json is damaged; put it back"):
             command(request)
     (request.out / "generate.json").write_text("{}")
     with pytest.raises(ValueError, match=r"generate.json does not tell how many clips are wanted"):
-        verify.verify(request.out)
+        verify.verify_shards(request.out)
     with pytest.raises(ValueError, match="holds clips with other bases"):
         generate.run(request)
 
@@ -314,7 +314,7 @@ def test_an_unfinished_folder_is_told(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path)
     generate.run(request, rank=1, world_size=2)
     with pytest.raises(ValueError, match="2 of 6 clips are made, give the same"):
-        verify.verify(tmp_path)
+        verify.verify_shards(tmp_path)
 
 
 def test_the_commands_make_verify_and_show_clips(tmp_path, capsys):
@@ -343,7 +343,7 @@ def test_a_damaged_record_hides_no_damaged_shard(undisturbed, tmp_path):
     (folder / "generate.json").write_text("[]")
     (folder / "clips-000001.tar").write_bytes(b"no tar file")
     with pytest.raises(ValueError, match="has 2 faults") as error:
-        verify.verify(folder)
+        verify.verify_shards(folder)
     for sentence in ("clips-000001.tar is damaged", "generate.json is damaged"):
         assert sentence in str(error.value)
 
@@ -360,7 +360,7 @@ def test_what_the_index_tells_otherwise_is_a_fault(undisturbed, tmp_path, told, 
         second["places"].append(first["places"].pop())
     (folder / "index.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=sentence):
-        verify.verify(folder)
+        verify.verify_shards(folder)
 
 
 @pytest.mark.parametrize("record", ["{}", '{"stages": null}', '{"stages": 3}'])

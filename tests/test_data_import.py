@@ -14,10 +14,11 @@ import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.data import import_videos, import_worker, latent_shards
+from animatediff_lightning.distill.data.import_request import ImportRequest
 from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.distill.models.base_model import load_base
-from animatediff_lightning.distill.sampling.sample import decode
+from animatediff_lightning.distill.models.latents import decode_frames, encode_images, to_images
 from animatediff_lightning.motion_module.files import atomic_path
 
 from .processes import FORK
@@ -79,9 +80,9 @@ def test_clips_are_the_videos_frames_with_their_captions_in_both_orientations(im
         for clip in range(len(one)):
             x0, caption = pool.read(ClipRef(shard, clip)).oriented(False)
             mirrored, other = pool.read(ClipRef(shard, clip)).oriented(True)
-            found[caption] = decode(vae, x0).numpy().astype(int)
+            found[caption] = decode_frames(vae, x0).numpy().astype(int)
             np.testing.assert_allclose(
-                decode(vae, mirrored).numpy(), found[caption][:, :, ::-1], atol=1
+                decode_frames(vae, mirrored).numpy(), found[caption][:, :, ::-1], atol=1
             )
             assert other == caption.replace("left", "Right").replace("right", "left").replace(
                 "Right", "right"
@@ -158,7 +159,7 @@ def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypa
 
 
 def test_two_processes_make_what_one_does(imported, videos, tmp_path):
-    request = import_videos.ImportRequest(
+    request = ImportRequest(
         videos,
         "miniature:plain",
         tmp_path / "out",
@@ -242,6 +243,6 @@ def test_other_commands_and_folders_are_refused(imported, command, tmp_path, cap
 def test_latents_are_scaled_as_the_base_wants_them():
     base = load_base(shipped.base())
     frames = moving(0)
-    found = import_videos.encode(base, frames)
+    found = encode_images(base, to_images(frames))
     assert found.shape == (6, 12, 8, 8)
-    torch.testing.assert_close(decode(base, found).numpy(), frames, rtol=0, atol=1)
+    torch.testing.assert_close(decode_frames(base, found).numpy(), frames, rtol=0, atol=1)

@@ -14,12 +14,13 @@ from animatediff_lightning.distill.evaluate.fvd_request import (
     PROMPTS,
     FvdRequest,
     Method,
-    teacher_cfg,
+    default_teacher_cfg,
 )
 from animatediff_lightning.distill.miniature import probe, shipped
 from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.models.latents import decode_frames
 from animatediff_lightning.distill.sampling.request import read_prompts
-from animatediff_lightning.distill.sampling.sample import decode, generate_latents
+from animatediff_lightning.distill.sampling.sample import generate_latents
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.motion_module import checkpoint
 
@@ -87,8 +88,9 @@ def test_features_are_those_of_clips_that_generate_makes(measured):
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     request = FvdRequest(("miniature:toon",), (), out, clips=CLIPS)
     prompt, method = request.read_prompts()[5], Method("miniature", 2)
-    asked = FvdRequest(("miniature:toon",), (), out, seed=5).clip(method).sized(16, 16, 2)
-    clip = decode(base, generate_latents(base, module, prompt, asked))[None]
+    settings = request.settings(method).sized(16, 2)
+    (latents,) = generate_latents(base, module, [prompt], [5], settings)
+    clip = decode_frames(base, latents)[None]
     wanted = probe.features(clip.permute(0, 1, 4, 2, 3).float() / 127.5 - 1)
     found = np.load(file)["features"]
     assert found.shape == (CLIPS, probe.WIDTH)
@@ -116,10 +118,8 @@ def test_it_goes_on_where_it_was(measured, tmp_path, monkeypatch):
     kept = np.load(cut)
     np.savez(cut, features=kept["features"][:4], shown=kept["shown"])
     made = []
-    generate_clips = fvd.generate_clips
-    monkeypatch.setattr(
-        fvd, "generate_clips", lambda *a: made.append(len(a[2])) or generate_clips(*a)
-    )
+    generate = fvd.generate_latents
+    monkeypatch.setattr(fvd, "generate_latents", lambda *a: made.append(len(a[2])) or generate(*a))
     assert main([*command, "--out", str(again)]) == 0
     assert made == [2]
     assert rows(again) == rows(out)
@@ -169,7 +169,7 @@ def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monke
 def test_the_reference_has_the_guidance_that_its_students_learn(tmp_path, monkeypatch, capsys):
     for name, file in (("paper", "mm_sd_v15_v2.ckpt"), ("miniature", "miniature")):
         config = train_config.read(train_config.find(name))
-        assert teacher_cfg(file) == config.stages[0].cfg
+        assert default_teacher_cfg(file) == config.stages[0].cfg
     monkeypatch.setattr(fvd, "run", lambda request: f"cfg {request.teacher.cfg}")
     command = ["evaluate", "fvd", "--base", "miniature:plain", "--method", "miniature:2"]
     for extra, cfg in (((), 2.5), (("--teacher", "v2.ckpt"), 7.5), (("--teacher-cfg", "3"), 3.0)):
@@ -196,7 +196,7 @@ def test_an_unusual_checkpoint_is_read_as_told(tmp_path, monkeypatch):
     bench._load("miniature:plain")
     assert asked[1]["config"] == tmp_path
     assert asked[1]["prediction_type"] == "v_prediction"
-    fvd.claim(asked[0], (), torch.float16)
+    fvd.claim_folder(asked[0], (), torch.float16)
     told = json.loads((tmp_path / "out" / "fvd.json").read_text())
     assert Path(told["config"]) == tmp_path
     assert (told["predicts"], told["dtype"]) == ("v_prediction", "float16")

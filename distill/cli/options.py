@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
+from ..sampling.settings import SAMPLERS
+
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 
-class Sampler(str, Enum):
-    euler = "euler"
-    dpmpp = "dpmpp"
-    lcm = "lcm"
+Sampler = Enum("Sampler", [(name, name) for name in SAMPLERS], type=str)
 
 
 class Dtype(str, Enum):
@@ -35,7 +34,7 @@ class PredictionType(str, Enum):
     v_prediction = "v_prediction"
 
     @property
-    def known(self) -> str | None:
+    def or_none(self) -> str | None:
         """The prediction type, None for auto."""
         return None if self is PredictionType.auto else self.value
 
@@ -67,7 +66,7 @@ Teacher = Annotated[str, typer.Option(metavar="FILE|miniature", help="Undistille
 
 def parse_size(text: str) -> tuple[int, int]:
     """Return width and height of WxH; ValueError for anything else."""
-    found = _SIZE.fullmatch(text)
-    if found is None:
+    match = _SIZE.fullmatch(text)
+    if match is None:
         raise ValueError(f"--size {text} is no size; write it as 512x512.")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..train_motion.request import MotionRequest
 from .options import Configs, Device, Frames, Prediction, PredictionType, SaveDtype, Tokenizer
 
 
@@ -28,58 +29,70 @@ def train_motion(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     motion_module: Annotated[
         Path | None, typer.Option(help="File to start from; without it, fresh weights.")
-    ] = None,
+    ] = MotionRequest.motion_module,
     lora: Annotated[
         int | None,
         typer.Option(metavar="RANK", help="Train a motion LoRA for the --motion-module instead."),
-    ] = None,
-    frames: Frames = 16,
-    fps: Annotated[float, typer.Option(help="Frames a second that videos are brought to.")] = 8.0,
+    ] = MotionRequest.lora,
+    frames: Frames = MotionRequest.frames,
+    fps: Annotated[
+        float, typer.Option(help="Frames a second that videos are brought to.")
+    ] = MotionRequest.fps,
     width: Annotated[
         int | None, typer.Option(help="Pixels; default: the base model's own, SD1.5 512.")
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels; default: as --width.")] = None,
-    iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = 2000,
-    batch: Annotated[int, typer.Option(help="Clips a step, on all processes together.")] = 4,
+    ] = MotionRequest.width,
+    height: Annotated[
+        int | None, typer.Option(help="Pixels; default: as --width.")
+    ] = MotionRequest.height,
+    iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = MotionRequest.iterations,
+    batch: Annotated[
+        int, typer.Option(help="Clips a step, on all processes together.")
+    ] = MotionRequest.batch,
     accumulate: Annotated[
         int, typer.Option(help="Parts that a process takes its clips in, to save memory.")
-    ] = 1,
+    ] = MotionRequest.accumulate,
     learning_rate: Annotated[
         float, typer.Option(help="Highest; it rises, then falls as a cosine.")
-    ] = 1e-4,
-    warmup: Annotated[int, typer.Option(help="Steps in which the learning rate rises.")] = 50,
+    ] = MotionRequest.learning_rate,
+    warmup: Annotated[
+        int, typer.Option(help="Steps in which the learning rate rises.")
+    ] = MotionRequest.warmup,
     no_caption: Annotated[
         float, typer.Option(help="Share of clips trained without caption, for cfg.")
-    ] = 0.1,
+    ] = MotionRequest.no_caption,
     high_noise: Annotated[
         float, typer.Option(help="1: all noise levels alike; above: noisy ones more often.")
-    ] = 1.0,
-    ema: Annotated[float, typer.Option(help="Decay of the averaged weights; 0: none.")] = 0.999,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
-    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints.")] = 300.0,
+    ] = MotionRequest.high_noise,
+    ema: Annotated[
+        float, typer.Option(help="Decay of the averaged weights; 0: none.")
+    ] = MotionRequest.ema,
+    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = MotionRequest.clip,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = MotionRequest.seed,
+    save_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints.")
+    ] = MotionRequest.save_every,
     work: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint; default: OUT's name.training")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Threads that read videos.")] = 2,
+    ] = MotionRequest.work,
+    workers: Annotated[int, typer.Option(help="Threads that read videos.")] = MotionRequest.workers,
     sample: Annotated[
         str | None, typer.Option(help="Draw this in the end, as a contact sheet beside OUT.")
-    ] = None,
-    device: Device = "auto",
+    ] = MotionRequest.sample,
+    device: Device = MotionRequest.device,
     dtype: Annotated[
         Arithmetic, typer.Option(help="Autocast of float32 weights; auto: bfloat16 on a GPU.")
-    ] = Arithmetic.auto,
-    save_dtype: Annotated[SaveDtype, typer.Option(help="Of the written file.")] = SaveDtype.float16,
-    tokenizer: Tokenizer = None,
-    config: Configs = None,
+    ] = Arithmetic[MotionRequest.dtype],
+    save_dtype: Annotated[SaveDtype, typer.Option(help="Of the written file.")] = SaveDtype[
+        MotionRequest.save_dtype
+    ],
+    tokenizer: Tokenizer = MotionRequest.tokenizer,
+    config: Configs = MotionRequest.config,
     prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Train a motion module, or a motion LoRA of it, on videos with captions.
 
     The same command goes on where it was stopped. Under torchrun all processes work together.
     """
-    from ..train_motion.request import MotionRequest
-
     request = MotionRequest(
         data=data,
         base=base,
@@ -109,7 +122,7 @@ def train_motion(
         save_dtype=save_dtype.value,
         tokenizer=tokenizer,
         config=config,
-        prediction_type=prediction_type.known,
+        prediction_type=prediction_type.or_none,
     )
 
     from ..train_motion.run import run

@@ -6,9 +6,9 @@ number and never talk; a run that was killed goes on with the clips that it has.
 
 import itertools
 import json
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,12 +26,14 @@ from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import choose_dtype, my_device
 from ..models.headers import check_fit, empty_unet
-from ..sampling.sample import generate_clips
+from ..models.latent_size import check_size
+from ..models.latents import decode_images, encode_images
+from ..sampling.ranges import check_range
+from ..sampling.sample import generate_latents
 from . import latent_shards
-from .generate_request import Clip, DataRequest, ShardPlan, clip_of, plan
+from .generate_request import RECORD, Clip, DataRequest, ShardPlan, plan_clip, plan_shards
 
-RECORD = "generate.json"
-_CODED_AT_ONCE = 2  # frames that the VAE takes
+logger = logging.getLogger(__name__)
 
 
 def run(request: DataRequest, rank: int | None = None, world_size: int | None = None) -> list[Path]:
@@ -45,23 +47,22 @@ def run(request: DataRequest, rank: int | None = None, world_size: int | None = 
     studio = Studio(request)
     sizes = studio.sizes()
     claim.claim_shards(request.out / RECORD, request.fingerprint(), "clips")
-    parts = plan(request, sizes)
-    mine = parts[rank::world_size]
-    left = [p for p in mine if not (request.out / p.name).is_file()]
-    with tqdm(total=sum(len(p.clips) for p in left), unit="clip", disable=None) as bar:
-        for part in left:
-            _make_shard(studio, part, bar)
-    for part in mine:  # a kill between the two last acts of a shard leaves its folder
-        shutil.rmtree(_work(request, part), ignore_errors=True)
-    if all((request.out / part.name).is_file() for part in parts):  # the last process
+    shards = plan_shards(request, sizes)
+    mine = shards[rank::world_size]
+    missing = [shard for shard in mine if not (request.out / shard.name).is_file()]
+    with tqdm(total=sum(len(s.clips) for s in missing), unit="clip", disable=None) as bar:
+        for shard in missing:
+            _make_shard(studio, shard, bar)
+    for shard in mine:  # a kill between the two last acts of a shard leaves its folder
+        shutil.rmtree(_work_folder(request, shard), ignore_errors=True)
+    if all((request.out / shard.name).is_file() for shard in shards):  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
-    return [request.out / p.name for p in mine]
+    return [request.out / shard.name for shard in mine]
 
 
-def miniature_captions(count: int, seed: int) -> tuple[str, ...]:
+def draw_captions(count: int, seed: int) -> tuple[str, ...]:
     """Return captions of the combinations that the miniature was trained on, none held out."""
-    if count < 1:
-        raise ValueError(f"--miniature-captions must be at least 1, not {count}.")
+    check_range("--miniature-captions", count, 1)
     return tuple(world.draw(count, torch.Generator().manual_seed(seed)).captions())
 
 
@@ -72,23 +73,22 @@ class Studio:
         self.request = request
         self._device = my_device(request.device)
         self._dtype = choose_dtype(request.dtype, self._device)
-        known = checkpoint.load(motion_module_path(request.motion_module))
+        motion_checkpoint = checkpoint.load(motion_module_path(request.motion_module))
         for name in request.bases:
-            check_fit(known, empty_unet(base_path(name)), request.frames)
+            check_fit(motion_checkpoint, empty_unet(base_path(name)), request.frames)
             for prompt in request.prompts if is_miniature(name) else ():
                 world.check_prompt(prompt)
-        self._module = known.build(dtype=self._dtype).to(self._device)
+        self._module = motion_checkpoint.build(dtype=self._dtype).to(self._device)
         self._name, self._base = "", None
         self._latent_spaces: dict[str, str] = {}
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """Return the wanted sizes; ValueError for one that is no multiple of a latent."""
+        """Return the clips' sizes; ValueError for one that is no multiple of a latent."""
         first = self.base(self.request.bases[0])
         side = first.default_size
         sizes = self.request.sizes or ((side, side),)
         for width, height in sizes:
-            wanted = self.request.clip(self.request.prompts[:1], 0, width, height)
-            wanted.sized(side, side, first.latent_factor)
+            check_size(width, height, first.latent_factor)
         return sizes
 
     def base(self, name: str) -> BaseModel:
@@ -97,9 +97,7 @@ class Studio:
             self._base = None  # before the next takes its memory
             self._base = load_base(
                 base_path(name),
-                config=self.request.config,
-                tokenizer=self.request.tokenizer,
-                prediction_type=self.request.prediction_type,
+                **self.request.reading(),
                 device=self._device,
                 dtype=self._dtype,
             )
@@ -113,43 +111,38 @@ class Studio:
         space = self._latent_spaces[name] = base.latent_space()
         first, its_space = next(iter(self._latent_spaces.items()))
         if space != its_space:
-            tqdm.write(  # above the progress bar
-                f"warning: the VAE of {name} encodes otherwise than that of {first}; give them an "
-                "--out and a pool each, for mixed latents teach neither.",
-                file=sys.stderr,
+            logger.warning(
+                "the VAE of %s encodes otherwise than that of %s; give them an --out and a pool "
+                "each, for mixed latents teach neither.",
+                name,
+                first,
             )
 
     def make(self, clips: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
         """Yield each clip's arrays by their names in a shard; all clips are of one base model."""
         base = self.base(clips[0].base)
-        prompts, seeds = [c.prompt for c in clips], [c.request.seed for c in clips]
-        found = generate_clips(base, self._module, prompts, seeds, clips[0].request)
-        for clip, x0 in zip(clips, found, strict=True):
+        prompts, seeds = [c.prompt for c in clips], [c.seed for c in clips]
+        latents = generate_latents(base, self._module, prompts, seeds, clips[0].settings)
+        for clip, x0 in zip(clips, latents, strict=True):
             arrays = {latent_shards.LATENTS: x0}
             if self.request.flip:
-                arrays[latent_shards.FLIPPED] = mirrored(base, x0)
+                arrays[latent_shards.FLIPPED] = mirror_latents(base, x0)
             yield {name: _half(clip, x) for name, x in arrays.items()}
 
 
-@torch.inference_mode()
-def mirrored(base: BaseModel, x0: Tensor) -> Tensor:
+def mirror_latents(base: BaseModel, x0: Tensor) -> Tensor:
     """Return the latents (frames, c, h, w) of the mirrored frames: decode, flip, encode.
 
     A VAE does not commute with mirroring, so mirrored latents would be those of other frames.
     """
-    parts = []
-    for z in x0.split(_CODED_AT_ONCE):
-        image = base.vae.decode(base.unscaled(z).to(base.vae.dtype)).sample.float().flip(-1)
-        found = base.vae.encode(image.to(base.vae.dtype)).latent_dist.mode()
-        parts.append(base.scaled(found.float()))
-    return torch.cat(parts)
+    return encode_images(base, decode_images(base, x0).flip(-1))
 
 
-def _make_shard(studio: Studio, part: ShardPlan, bar: tqdm) -> None:
+def _make_shard(studio: Studio, shard: ShardPlan, bar: tqdm) -> None:
     """Make the clips of a shard that are missing, one file each, and then the shard of them."""
     request = studio.request
-    clips = [clip_of(request, n, part.size) for n in part.clips]
-    work = _work(request, part)
+    clips = [plan_clip(request, n, shard.size) for n in shard.clips]
+    work = _work_folder(request, shard)
     for together in _batches(clips, request.at_once):
         if not all(_file(work, c).is_file() for c in together):
             # in the same company as before, or rounding would differ
@@ -158,8 +151,8 @@ def _make_shard(studio: Studio, part: ShardPlan, bar: tqdm) -> None:
                     np.savez(temporary, **arrays)
         bar.update(len(together))
     members = itertools.chain.from_iterable(_members(request, work, c) for c in clips)
-    latent_shards.write_tar(work / part.name, members)
-    os.replace(work / part.name, request.out / part.name)
+    latent_shards.write_tar(work / shard.name, members)
+    os.replace(work / shard.name, request.out / shard.name)
     shutil.rmtree(work)
 
 
@@ -175,20 +168,20 @@ def _members(request: DataRequest, work: Path, clip: Clip) -> Iterator[tuple[str
         for name in arrays.files:
             yield f"{clip.key}.{name}", latent_shards.npy(arrays[name])
     yield f"{clip.key}.{latent_shards.CAPTION}", clip.prompt.encode()
-    asked = clip.request
-    told = {
+    settings = clip.settings
+    metadata = {
         "base": clip.base,
         "motion_module": request.motion_module,
         "prompt": clip.prompt,
-        "seed": asked.seed,
-        "frames": asked.frames,
-        "width": asked.width,
-        "height": asked.height,
-        "steps": asked.steps,
-        "cfg": asked.cfg,
-        "sampler": asked.sampler,
+        "seed": clip.seed,
+        "frames": settings.frames,
+        "width": settings.width,
+        "height": settings.height,
+        "steps": settings.steps,
+        "cfg": settings.cfg,
+        "sampler": settings.sampler,
     }
-    yield f"{clip.key}.json", json.dumps(told).encode()
+    yield f"{clip.key}.json", json.dumps(metadata).encode()
 
 
 def _half(clip: Clip, latents: Tensor) -> np.ndarray:
@@ -201,8 +194,8 @@ def _half(clip: Clip, latents: Tensor) -> np.ndarray:
     return half.numpy()
 
 
-def _work(request: DataRequest, part: ShardPlan) -> Path:
-    return request.out / f".{Path(part.name).stem}"
+def _work_folder(request: DataRequest, shard: ShardPlan) -> Path:
+    return request.out / f".{Path(shard.name).stem}"
 
 
 def _file(work: Path, clip: Clip) -> Path:

@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from ..files.output import check_writable
+from ..models.load_options import LoadOptions
+from ..sampling.ranges import check_range
+from ..sampling.settings import ClipSize, SamplingSettings, check_seed
 
-from ..sampling.request import ClipRequest
+RECORD = "generate.json"  # what a folder of clips was made from
 
 # these change where things run or lie, and not what comes out
 _NOT_IN_FINGERPRINT = ("out", "device", "prompts", "tokenizer", "config")
 
 
 @dataclass(frozen=True)
-class DataRequest:
-    """The clips that are wanted; holds the defaults of `data generate`.
+class DataRequest(LoadOptions):
+    """The clips to make; holds the defaults of `data generate`.
 
-    bases, motion_module: names as in named_models; sizes: (width, height) in pixels, dealt out to
-    the clips in turn, none: the first base model's own; at_once: clips that go through the network
-    together; tokenizer, config, prediction_type: as load_base takes them.
+    bases, motion_module: names as in miniature/names.py; sizes: (width, height) in pixels, dealt
+    out to the clips in turn, none: the first base model's own; at_once: clips that go through the
+    network together.
     """
 
     bases: tuple[str, ...]
@@ -28,7 +31,7 @@ class DataRequest:
     prompts: tuple[str, ...]
     out: Path
     clips_per_prompt: int = 1
-    frames: int = 16
+    frames: int = ClipSize.frames
     sizes: tuple[tuple[int, int], ...] = ()
     steps: int = 32
     cfg: float = 7.5
@@ -37,47 +40,40 @@ class DataRequest:
     flip: bool = True
     shard_size: int = 64
     at_once: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    tokenizer: Path | None = None
-    config: Path | None = None
-    prediction_type: str | None = None
 
     def __post_init__(self) -> None:
         if not self.bases:
             raise ValueError("there is no base model; give --base, once for each.")
-        for name in ("clips_per_prompt", "shard_size", "at_once"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least 1, not {getattr(self, name)}.")
+        if not self.prompts:
+            raise ValueError("there is nothing to draw; give --prompts, or --miniature-captions.")
+        check_range("--clips-per-prompt", self.clips_per_prompt, 1)
+        check_range("--shard-size", self.shard_size, 1)
+        check_range("--at-once", self.at_once, 1)
+        check_seed(self.seed)
         for width, height in self.sizes or ((None, None),):
-            self.clip(self.prompts[:1], self.seed, width, height)  # raises for what is impossible
+            self.settings(width, height)  # raises for what is out of range
+        check_writable(self.out / RECORD)
 
     def __len__(self) -> int:
-        """Return how many clips are wanted in all."""
+        """Return how many clips are to be made in all."""
         return len(self.bases) * len(self.prompts) * self.clips_per_prompt
 
-    def clip(
-        self, prompts: Sequence[str], seed: int, width: int | None, height: int | None
-    ) -> ClipRequest:
-        """Return what is asked of a single clip."""
-        return ClipRequest(
-            tuple(prompts),
-            steps=self.steps,
-            seed=seed,
+    def settings(self, width: int | None, height: int | None) -> SamplingSettings:
+        """Return how clips of a size are sampled."""
+        return SamplingSettings(
             frames=self.frames,
             width=width,
             height=height,
+            steps=self.steps,
             cfg=self.cfg,
             sampler=self.sampler,
-            out=self.out / "clip.mp4",
         )
 
     def fingerprint(self) -> dict:
         """Return what the clips depend on, as JSON knows it."""
-        told = {k: v for k, v in asdict(self).items() if k not in _NOT_IN_FINGERPRINT}
-        words = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
-        return json.loads(json.dumps(told | {"prompts": words, "clips": len(self)}))
+        options = {k: v for k, v in asdict(self).items() if k not in _NOT_IN_FINGERPRINT}
+        prompts = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
+        return json.loads(json.dumps(options | {"prompts": prompts, "clips": len(self)}))
 
 
 @dataclass(frozen=True)
@@ -86,15 +82,13 @@ class Clip:
 
     number: int
     base: str
-    request: ClipRequest
+    prompt: str
+    seed: int
+    settings: SamplingSettings
 
     @property
     def key(self) -> str:
         return f"{self.number:08d}"
-
-    @property
-    def prompt(self) -> str:
-        return self.request.prompts[0]
 
 
 @dataclass(frozen=True)
@@ -110,7 +104,7 @@ class ShardPlan:
         return f"clips-{self.number:06d}.tar"
 
 
-def plan(request: DataRequest, sizes: Sequence[tuple[int, int]]) -> list[ShardPlan]:
+def plan_shards(request: DataRequest, sizes: Sequence[tuple[int, int]]) -> list[ShardPlan]:
     """Cut the fixed list of clips into shards: first by size, then by base model and prompt."""
     shards: list[ShardPlan] = []
     for bucket, size in enumerate(sizes):
@@ -122,12 +116,19 @@ def plan(request: DataRequest, sizes: Sequence[tuple[int, int]]) -> list[ShardPl
     return shards
 
 
-def clip_of(request: DataRequest, number: int, size: tuple[int, int]) -> Clip:
+def plan_clip(request: DataRequest, number: int, size: tuple[int, int]) -> Clip:
     """Return the clip of a number in the list: bases outermost, then prompts, then repetitions."""
     base, rest = divmod(number, len(request.prompts) * request.clips_per_prompt)
     prompt = request.prompts[rest // request.clips_per_prompt]
-    seed = int(np.random.SeedSequence((request.seed, number)).generate_state(1, np.uint64)[0] >> 1)
-    return Clip(number, request.bases[base], request.clip((prompt,), seed, *size))
+    seed = _seed_of(request, number)
+    return Clip(number, request.bases[base], prompt, seed, request.settings(*size))
+
+
+def _seed_of(request: DataRequest, number: int) -> int:
+    import numpy as np  # the command line reads this file's defaults
+
+    state = np.random.SeedSequence((request.seed, number)).generate_state(1, np.uint64)
+    return int(state[0] >> 1)
 
 
 def _bucket(request: DataRequest, number: int) -> int:

@@ -9,78 +9,26 @@ import csv
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...motion_module.files import atomic_path, remove_half_written
 from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError
 from ..engine import distributed
-from ..files import claim as folder_record
+from ..files import claim
 from ..miniature.names import base_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import my_device
-from ..sampling.request import ClipRequest
+from ..models.latents import encode_images, to_images
 from . import latent_shards, video_folder
+from .import_request import RECORD, ImportRequest
 from .import_worker import Readers, Task
 from .video_folder import Captions
 
-RECORD, BAD = "import.json", "bad.csv"
+BAD = "bad.csv"
 _DONE = "done"  # folder of what became of each shard's videos
-_ENCODED_AT_ONCE = 2  # frames that the VAE takes
-
-
-@dataclass(frozen=True)
-class ImportRequest:
-    """The videos and what becomes of them; holds the defaults of `data import`.
-
-    table: CSV of captions, None: one in the folder, or NAME.txt beside NAME.mp4; base: whose VAE
-    encodes; size: (width, height) in pixels, None: the base's own; workers: decoding processes.
-    """
-
-    videos: Path
-    base: str
-    out: Path
-    table: Path | None = None
-    frames: int = 16
-    fps: float = 8.0
-    size: tuple[int, int] | None = None
-    flip: bool = True
-    shard_size: int = 64
-    seed: int = 0
-    workers: int = 4
-    device: str = "auto"
-    tokenizer: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("shard_size", "workers"):
-            if getattr(self, name) < 1:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} must be at least 1, not {getattr(self, name)}.")
-        width, height = self.size or (None, None)
-        self.clip(width, height)  # raises for what is impossible
-        if not self.videos.is_dir():
-            raise ValueError(f"the folder of videos {self.videos} was not found.")
-
-    def clip(self, width: int | None, height: int | None) -> ClipRequest:
-        return ClipRequest(
-            ("any",),
-            frames=self.frames,
-            fps=self.fps,
-            width=width,
-            height=height,
-            seed=self.seed,
-            out=self.out / "clip.mp4",
-        )
-
-    def shape(self, base: BaseModel) -> ClipShape:
-        """Return what clips are cut to; ValueError for a size that is no multiple of a latent."""
-        side = base.default_size
-        asked = self.clip(*(self.size or (None, None))).sized(side, side, base.latent_factor)
-        return ClipShape(self.frames, self.fps, asked.width, asked.height)
 
 
 def run(request: ImportRequest, rank: int | None = None, world_size: int | None = None) -> str:
@@ -91,13 +39,13 @@ def run(request: ImportRequest, rank: int | None = None, world_size: int | None 
     """
     quiet_libraries()
     rank, world_size = distributed.share(rank, world_size)
-    names = find(request)
+    names = find_videos(request)
     captions = video_folder.read_captions(request.videos, request.table)
     base = load_base(
         base_path(request.base), tokenizer=request.tokenizer, device=my_device(request.device)
     )
-    shape = request.shape(base)
-    claim(request, names)
+    shape = _clip_shape(request, base)
+    _claim_folder(request, names)
     shards = [names[i : i + request.shard_size] for i in range(0, len(names), request.shard_size)]
     with contextlib.closing(Readers(request.workers)) as readers:
         for number in range(rank, len(shards), world_size):
@@ -110,36 +58,34 @@ def run(request: ImportRequest, rank: int | None = None, world_size: int | None 
     return _report(request, len(names), len(shards))
 
 
-def find(request: ImportRequest) -> list[str]:
+def find_videos(request: ImportRequest) -> list[str]:
     """Return the videos' names under their folder, sorted; ValueError where there are none."""
-    found = sorted(
+    names = sorted(
         f.relative_to(request.videos).as_posix()
         for f in request.videos.rglob("*")
         if f.suffix.lower() in VIDEO_EXTENSIONS
     )
-    if not found:
+    if not names:
         raise ValueError(
             f"{request.videos} holds no videos; give a folder with "
             f"{', '.join(VIDEO_EXTENSIONS[:4])} ... files."
         )
-    return found
+    return names
 
 
-def claim(request: ImportRequest, names: Sequence[str]) -> None:
+def _clip_shape(request: ImportRequest, base: BaseModel) -> ClipShape:
+    """Return what clips are cut to; ValueError for a size that is no multiple of a latent."""
+    size = request.clip_size.sized(base.default_size, base.latent_factor)
+    return ClipShape(size.frames, request.fps, size.width, size.height)
+
+
+def _claim_folder(request: ImportRequest, names: Sequence[str]) -> None:
     """Write down what is imported, or refuse the folder of something else with ValueError."""
-    told = asdict(request)
+    record = asdict(request)
     for option in ("out", "workers", "device", "tokenizer", "table"):
-        del told[option]
-    told |= {"videos": str(request.videos), "files": video_folder.digest(names, names)}
-    folder_record.claim_shards(request.out / RECORD, told, "an import")
-
-
-@torch.inference_mode()
-def encode(base: BaseModel, frames: np.ndarray) -> Tensor:
-    """Return the latents (frames, channels, h, w), float32, of uint8 frames (frames, h, w, 3)."""
-    images = torch.from_numpy(frames).permute(0, 3, 1, 2).to(base.device) / 127.5 - 1
-    parts = (base.vae.encode(p.to(base.dtype)) for p in images.split(_ENCODED_AT_ONCE))
-    return base.scaled(torch.cat([p.latent_dist.mode().float() for p in parts]))
+        del record[option]
+    record |= {"videos": str(request.videos), "files": video_folder.digest(names, names)}
+    claim.claim_shards(request.out / RECORD, record, "an import")
 
 
 def _task(
@@ -166,19 +112,19 @@ def _make_shard(
     bad: dict[str, str] = {}
 
     def members() -> Iterator[tuple[str, bytes]]:
-        for at, (name, task, found) in enumerate(
-            zip(names, tasks, readers.in_order(tasks), strict=True)
-        ):
-            if isinstance(found, str):
-                bad[name] = found
+        clips = zip(names, tasks, readers.in_order(tasks), strict=True)
+        for index, (name, task, clip) in enumerate(clips):
+            if isinstance(clip, str):  # why there is none
+                bad[name] = clip
                 continue
-            key = f"{number * request.shard_size + at:08d}"
-            arrays = {latent_shards.LATENTS: found}
+            key = f"{number * request.shard_size + index:08d}"
+            arrays = {latent_shards.LATENTS: clip}
             if request.flip:
-                arrays[latent_shards.FLIPPED] = found[:, :, ::-1]
-            for part, frames in arrays.items():
-                latents = encode(base, np.ascontiguousarray(frames)).half().cpu().numpy()
-                yield f"{key}.{part}", latent_shards.npy(latents)
+                arrays[latent_shards.FLIPPED] = clip[:, :, ::-1]
+            for member, frames in arrays.items():
+                images = to_images(np.ascontiguousarray(frames))
+                latents = encode_images(base, images).half().cpu().numpy()
+                yield f"{key}.{member}", latent_shards.npy(latents)
             yield f"{key}.{latent_shards.CAPTION}", task.caption.encode()
             yield f"{key}.json", json.dumps({"video": name, "fps": request.fps}).encode()
 
@@ -191,16 +137,17 @@ def _make_shard(
             latent_shards.write_tar(temporary, itertools.chain([first], stream))
     else:
         shard.unlink(missing_ok=True)  # of captions that are gone
-    told = {"clips": len(names) - len(bad), "captions": _digest(tasks), "bad": bad}
-    with atomic_path(_done(request, number)) as temporary:
-        temporary.write_text(json.dumps(told))
+    record = {"clips": len(names) - len(bad), "captions": _digest(tasks), "bad": bad}
+    with atomic_path(_record_file(request, number)) as temporary:
+        temporary.write_text(json.dumps(record))
 
 
 def _report(request: ImportRequest, videos: int, shards: int) -> str:
     """Bring the list of bad videos up to date and return a sentence; ValueError if all are bad."""
-    told = [json.loads(f.read_text()) for f in sorted((request.out / _DONE).glob("[!.]*.json"))]
-    bad = {name: reason for one in told for name, reason in one["bad"].items()}
-    clips = sum(one["clips"] for one in told)
+    files = sorted((request.out / _DONE).glob("[!.]*.json"))
+    records = [json.loads(file.read_text()) for file in files]
+    bad = {name: reason for record in records for name, reason in record["bad"].items()}
+    clips = sum(record["clips"] for record in records)
     if not bad:
         (request.out / BAD).unlink(missing_ok=True)
     else:
@@ -211,9 +158,9 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
             writer = csv.writer(target, lineterminator="\n")
             writer.writerow(("file_name", "reason"))
             writer.writerows(sorted(bad.items()))
-    if len(told) == shards and not clips:
+    if len(records) == shards and not clips:
         raise ValueError(video_folder.none_usable(request.videos, bad))
-    if len(told) == shards:  # the last process
+    if len(records) == shards:  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     skipped = f" {video_folder.listing(bad)}" if bad else ""
     return f"{clips} of {videos} videos are clips in {request.out} now.{skipped}"
@@ -221,7 +168,7 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
 
 def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool:
     """Tell whether a shard is made, with the captions that its videos have now."""
-    file = _done(request, number)
+    file = _record_file(request, number)
     return file.is_file() and json.loads(file.read_text()).get("captions") == _digest(tasks)
 
 
@@ -229,5 +176,5 @@ def _digest(tasks: Sequence[Task]) -> str:
     return video_folder.digest([t.file.name for t in tasks], [t.caption for t in tasks])
 
 
-def _done(request: ImportRequest, number: int) -> Path:
+def _record_file(request: ImportRequest, number: int) -> Path:
     return request.out / _DONE / f"{number:06d}.json"

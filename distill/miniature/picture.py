@@ -8,13 +8,14 @@ from torch.nn import functional
 from ...motion_module import checkpoint
 from ..files import clip_writer
 from ..models.base_model import load_base, quiet_libraries
+from ..models.latents import to_frames
 from . import sample, shipped, styles, world
 
 _ENLARGED = 4  # times, pixel by pixel
 _GAP = 2  # pixels between frames, before enlarging
 
 
-def draw(caption: str, out: Path, seed: int = 0, every: int = 2) -> Path:
+def draw(caption: str, out: Path, seed: int, every: int = 2) -> Path:
     """Write a .png of `every`-th frames of the caption's clip in each style, and return it.
 
     Raises ValueError for a caption with words that the miniature does not know.
@@ -28,8 +29,8 @@ def draw(caption: str, out: Path, seed: int = 0, every: int = 2) -> Path:
         base = load_base(shipped.base(style))
         clip = sample.sample(base, module, [caption], setting, first_seed=seed)[0]
         rows.append(_row(clip[::every]))
-    picture = torch.cat(rows, dim=1).permute(1, 2, 0)  # h w c
-    pixels = ((picture + 1) * 127.5).clamp(0, 255).round().byte().numpy()[None]
+    picture = torch.cat(rows, dim=1)  # c h w
+    pixels = to_frames(picture).numpy()[None]
     pixels = pixels.repeat(_ENLARGED, axis=1).repeat(_ENLARGED, axis=2)
     return clip_writer.write_clip(out, pixels, fps=1)
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...motion_module.files import atomic_path
-from ...motion_module.inject import inject
 from ...motion_module.module import MotionModule
 from ..models.base_model import BaseModel
-from ..sampling import sample as generate
+from ..models.latents import decode_images
+from ..sampling.sample import generate_latents
+from ..sampling.settings import SamplingSettings, count_evaluations
 from . import metrics, world
 
 _CLIPS_AT_ONCE = 20
@@ -37,10 +38,9 @@ class Setting:
 
     @property
     def evaluations(self) -> int:
-        return self.steps * (1 if self.cfg == 1 else 2)
+        return count_evaluations(self.steps, self.cfg)
 
 
-@torch.inference_mode()
 def sample(
     base: BaseModel,
     module: MotionModule | None,
@@ -53,31 +53,12 @@ def sample(
 
     Without a motion module every frame is an image of its own.
     """
-    size = base.unet.config.sample_size
-    x = torch.cat(
-        [
-            torch.randn(
-                frames,
-                base.latent_channels,
-                size,
-                size,
-                generator=torch.Generator().manual_seed(seed),
-            )
-            for seed in range(first_seed, first_seed + len(captions))
-        ]
-    )
-    predict_eps = generate.clips_predictor(base, captions, cfg=setting.cfg)
-    injection = inject(base.unet, module, num_frames=frames) if module is not None else None
-    try:
-        again = torch.Generator().manual_seed(first_seed)
-        latents = generate.SAMPLE[setting.sampler](
-            predict_eps, x.to(base.device), setting.steps, again, lambda: None
-        )
-    finally:
-        if injection is not None:
-            injection.eject()
-    images = base.vae.decode(latents / base.vae.config.scaling_factor).sample
-    return images.unflatten(0, (len(captions), frames)).cpu()
+    settings = SamplingSettings(
+        frames=frames, steps=setting.steps, cfg=setting.cfg, sampler=setting.sampler
+    ).sized(base.default_size, base.latent_factor)
+    seeds = range(first_seed, first_seed + len(captions))
+    latents = generate_latents(base, module, captions, seeds, settings)
+    return torch.stack([decode_images(base, x0, at_once=frames).cpu() for x0 in latents])
 
 
 def sample_all(
@@ -131,8 +112,8 @@ class Table:
 
     def find(self, setting: Setting) -> dict[str, str] | None:
         """Return the row of a setting, or None."""
-        wanted = {k: str(v) for k, v in asdict(setting).items()}
-        return next((r for r in self.rows if all(r.get(k) == v for k, v in wanted.items())), None)
+        cells = {k: str(v) for k, v in asdict(setting).items()}
+        return next((r for r in self.rows if all(r.get(k) == v for k, v in cells.items())), None)
 
     def add(self, new: dict[str, object]) -> None:
         self.rows.append({k: str(v) for k, v in new.items()})

@@ -15,7 +15,6 @@ from ..files.cache import cache_folder, made_once
 from . import models, styles
 
 WEIGHTS = Path(__file__).with_name("weights")
-PREFIX = "miniature:"
 STEPS = 32  # how the undistilled motion module is sampled best
 STUDENTS = (8, 4, 2, 1)  # step counts of the distilled motion modules
 DEFAULT_STUDENT = 4
@@ -26,8 +25,8 @@ MOTION_MODULE = "motion_module.safetensors"
 def base(style: str = styles.F0) -> Path:
     """Return the diffusers folder of a style's base model; ValueError for an unknown style."""
     if style not in styles.STYLES:
-        known = ", ".join(styles.STYLES)
-        raise ValueError(f"the miniature has no base model {style!r}; it has {known}.")
+        names = ", ".join(styles.STYLES)
+        raise ValueError(f"the miniature has no base model {style!r}; it has {names}.")
     folder = cache_folder() / f"miniature-{_digest()}" / style
     return made_once(folder, lambda temporary: _assemble(temporary, style))
 
@@ -47,9 +46,9 @@ def motion_module_for(steps: int | None, sampler: str = "euler", cfg: float | No
 
     steps, cfg: None where none are asked for; guidance and other samplers are not for students.
     """
-    wanted = student(steps or DEFAULT_STUDENT)
-    fits = sampler == "euler" and cfg in (None, 1) and wanted.is_file()
-    return wanted if fits else motion_module()
+    file = student(steps or DEFAULT_STUDENT)
+    fits = sampler == "euler" and cfg in (None, 1) and file.is_file()
+    return file if fits else motion_module()
 
 
 def cfg() -> float:

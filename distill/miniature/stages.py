@@ -16,6 +16,7 @@ from ..engine import distributed
 from ..engine.denoising_loss import denoising_loss, draw_timesteps
 from ..engine.loop import LossOfStep
 from ..models.base_model import BaseModel
+from ..models.latents import encode_images
 from . import render, styles, world
 from .recipe import Stage
 
@@ -54,7 +55,7 @@ def base_loss(base: BaseModel, style: str, stage: Stage, seed: int) -> LossOfSte
         moment = torch.randint(world.FRAMES, (stage.batch,), generator=generator)
         images = render.render(scenes, styles.STYLES[style], generator, moment=moment)[:, 0]
         captions = drop_captions(scenes.captions(), stage.no_caption, generator)
-        x0 = encode(base, images)
+        x0 = encode_images(base, images, at_once=len(images))
         eps = torch.randn(x0.shape, generator=generator)
         t = draw_timesteps(stage.batch, generator, stage.high_noise)
         mine = slice(distributed.rank(), None, distributed.world_size())
@@ -79,7 +80,8 @@ def motion_loss(
         scenes = world.draw(stage.batch, generator)
         clips = render.render(scenes, styles.STYLES[style], generator)
         captions = drop_captions(scenes.captions(), stage.no_caption, generator)
-        x0 = encode(base, clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
+        images = clips.flatten(0, 1)
+        x0 = encode_images(base, images, at_once=len(images)).unflatten(0, clips.shape[:2])
         eps = torch.randn(x0.shape, generator=generator)
         t = draw_timesteps(stage.batch, generator, stage.high_noise)
         mine = slice(distributed.rank(), None, distributed.world_size())
@@ -97,11 +99,6 @@ def motion_loss(
     return loss, injection
 
 
-def encode(base: BaseModel, images: Tensor) -> Tensor:
-    """Encode images (n, 3, h, w) in [-1, 1] to latents, scaled as the base model wants them."""
-    return base.vae.encode(images).latent_dist.sample() * base.vae.config.scaling_factor
-
-
 def drop_captions(captions: list[str], share: float, generator: torch.Generator) -> list[str]:
     """Return the captions with about `share` of them emptied."""
     kept = torch.rand(len(captions), generator=generator) >= share
@@ -113,10 +110,10 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
-def trainable(**parts: nn.Module) -> dict[str, nn.Parameter]:
+def trainable(**modules: nn.Module) -> dict[str, nn.Parameter]:
     """Make parts trainable and return their parameters by name."""
     weights = {}
-    for name, part in parts.items():
-        part.requires_grad_(True)
-        weights |= {f"{name}.{k}": p for k, p in part.named_parameters()}
+    for name, module in modules.items():
+        module.requires_grad_(True)
+        weights |= {f"{name}.{k}": p for k, p in module.named_parameters()}
     return weights

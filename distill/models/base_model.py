@@ -55,29 +55,27 @@ class BaseModel:
         """Width and height in pixels that the UNet was trained for (SD1.5: 512)."""
         return self.unet.config.sample_size * self.latent_factor
 
-    def scaled(self, z: Tensor) -> Tensor:
-        """Return what the VAE encodes to as the latents that the UNet knows."""
-        return (z - self._latent_shift) * self.vae.config.scaling_factor
+    @property
+    def latent_scale(self) -> float:
+        """What the VAE's latents are multiplied by for the UNet (SD1.5: 0.18215)."""
+        return self.vae.config.scaling_factor
 
-    def unscaled(self, latents: Tensor) -> Tensor:
-        """Return latents as the VAE decodes them."""
-        return latents / self.vae.config.scaling_factor + self._latent_shift
+    @property
+    def latent_shift(self) -> float:
+        """What is taken from the VAE's latents before they are scaled (SD1.5: 0)."""
+        return getattr(self.vae.config, "shift_factor", None) or 0.0
 
     def latent_space(self) -> str:
         """Return a digest of what pixels are encoded to: the VAE's encoder, in float16, and scale.
 
         Base models of one latent space can share clips; decoders may differ.
         """
-        scale = (self.vae.config.scaling_factor, self._latent_shift)
+        scale = (self.latent_scale, self.latent_shift)
         digest = hashlib.sha256(repr(scale).encode())
         for name, tensor in sorted(self.vae.state_dict().items()):
             if not name.startswith(_OF_DECODER):
                 digest.update(tensor.half().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-    @property
-    def _latent_shift(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
 
     @property
     def device(self) -> torch.device:
@@ -154,10 +152,10 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> Tensor:
 def _load_folder(
     path: Path, tokenizer: str | Path | None, prediction_type: str | None
 ) -> BaseModel:
-    for part in ("unet", "vae", "text_encoder"):
-        if not (path / part / "config.json").is_file():
+    for name in ("unet", "vae", "text_encoder"):
+        if not (path / name / "config.json").is_file():
             raise ValueError(
-                f"{path.name} lacks {part}/config.json; "
+                f"{path.name} lacks {name}/config.json; "
                 "give a diffusers folder or a checkpoint file."
             )
     return BaseModel(
@@ -178,13 +176,13 @@ def _load_vae(path: Path) -> torch.nn.Module:
     return _load_part(AutoencoderKL, path, "vae")
 
 
-def _load_part(kind: type, path: Path, part: str) -> torch.nn.Module:
-    with one_sentence(f"{path.name}/{part}"):
-        model, report = kind.from_pretrained(path, subfolder=part, output_loading_info=True)
+def _load_part(kind: type, path: Path, name: str) -> torch.nn.Module:
+    with one_sentence(f"{path.name}/{name}"):
+        model, report = kind.from_pretrained(path, subfolder=name, output_loading_info=True)
     # both libraries would fill what is missing with random weights and only log it
     if report["missing_keys"]:
         raise ValueError(
-            f"{path.name}/{part} lacks {sorted(report['missing_keys'])[0]}; download it again."
+            f"{path.name}/{name} lacks {sorted(report['missing_keys'])[0]}; download it again."
         )
     return model
 
@@ -240,9 +238,9 @@ def _check(base: BaseModel) -> None:
             f"{base.vae.config.latent_channels}; "
             "inpainting models do not work, use a plain SD1.5 one."
         )
-    for part in (base.unet, base.vae, base.text_encoder):
-        if any(p.is_meta for p in part.parameters()):
-            raise ValueError(f"{base.name} lacks weights of its {type(part).__name__}.")
+    for model in (base.unet, base.vae, base.text_encoder):
+        if any(p.is_meta for p in model.parameters()):
+            raise ValueError(f"{base.name} lacks weights of its {type(model).__name__}.")
 
 
 def _frozen(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:
@@ -251,6 +249,6 @@ def _frozen(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseMo
     base.unet.to(device, dtype)
     base.text_encoder.to(device, dtype)
     base.vae.to(device, vae_dtype)
-    for part in (base.unet, base.text_encoder, base.vae):
-        part.eval().requires_grad_(False)
+    for model in (base.unet, base.text_encoder, base.vae):
+        model.eval().requires_grad_(False)
     return base

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...samplers import euler, schedule
 from ..files import clip_writer
-from ..sampling.sample import decode
+from ..models.latents import decode_frames
 from .config import TrainConfig
 from .losses import Networks
 from .student import MovingBase
@@ -31,7 +31,7 @@ def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
             rows.append(_sample(moving, prompt, noise, stage.student_steps, 1.0))
             with moving.moved_by(networks.teacher):
                 rows.append(_sample(moving, prompt, noise, teacher_steps, stage.cfg))
-    return clip_writer.rows([decode(moving.base, latents).numpy() for latents in rows])
+    return clip_writer.rows([decode_frames(moving.base, latents).numpy() for latents in rows])
 
 
 def write(file: Path, picture: np.ndarray) -> Path:

@@ -17,8 +17,8 @@ from ..engine.denoising_loss import denoising_loss, draw_timesteps
 from ..engine.loop import LossOfStep
 from ..engine.read_ahead import ReadAhead
 from ..models.base_model import BaseModel, encode_prompts
-from . import clips as clip_source
-from .clips import Clip, Videos
+from ..models.latents import encode_images, to_images
+from .clips import Clip, Videos, noise_generator
 from .lora import AttachedLora
 from .request import MotionRequest
 
@@ -51,11 +51,11 @@ def motion_loss(training: Training, clips_of_step: ReadAhead[Clip]) -> LossOfSte
     def loss(step: int) -> Iterator[Tensor]:
         clips = clips_of_step(step)
         for first in range(0, len(share), size):
-            part = slice(first, first + size)
-            generators = [clip_source.noise_generator(request.seed, step, i) for i in share[part]]
+            chunk = slice(first, first + size)
+            generators = [noise_generator(request.seed, step, i) for i in share[chunk]]
             with autocast:
-                found = _loss_of_clips(training, clips[part], generators)
-            yield found / request.accumulate
+                loss_of_chunk = _loss_of_clips(training, clips[chunk], generators)
+            yield loss_of_chunk / request.accumulate
 
     return loss
 
@@ -67,7 +67,7 @@ def _loss_of_clips(
     base, frames = training.base, training.shape.frames
     latents, noises, times = [], [], []
     for clip, generator in zip(clips, generators, strict=True):
-        x0 = encode_frames(base, clip, generator)
+        x0 = encode_clip(base, clip, generator)
         latents.append(x0)
         noises.append(torch.randn(x0.shape, generator=generator).to(x0.device))
         times.append(draw_timesteps(1, generator, training.request.high_noise))
@@ -78,23 +78,15 @@ def _loss_of_clips(
     )
 
 
-@torch.no_grad()
-def encode_frames(base: BaseModel, clip: Clip, generator: torch.Generator) -> Tensor:
-    """Return a clip's latents (frames, channels, h, w), float32, scaled as the base wants them."""
-    images = torch.from_numpy(clip.pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = []
+def encode_clip(base: BaseModel, clip: Clip, generator: torch.Generator) -> Tensor:
+    """Return a clip's latents (frames, channels, h, w), float32, drawn by the generator."""
+    images = to_images(clip.pixels)
     with torch.autocast(base.device.type, enabled=False):  # VAEs lose detail in half precision
-        for part in images.split(_ENCODED_AT_ONCE):
-            found = base.vae.encode(part.to(base.device)).latent_dist
-            z = found.mode()
-            if hasattr(found, "std"):  # the miniature's is exact
-                z = z + found.std * torch.randn(z.shape, generator=generator).to(z)
-            latents.append(z)
-    return base.scaled(torch.cat(latents))
+        return encode_images(base, images, generator, at_once=_ENCODED_AT_ONCE)
 
 
 def _autocast(dtype: str, device: torch.device) -> torch.autocast:
     """Return the arithmetic: float32 weights always, bfloat16 where asked for or a GPU likes it."""
     suits = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    wanted = dtype == "bfloat16" or (dtype == "auto" and suits)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    enabled = dtype == "bfloat16" or (dtype == "auto" and suits)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..files.output import check_writable
+from ..models.load_options import LoadOptions
+from ..sampling.ranges import check_ranges
+from ..sampling.settings import MAX_FPS, ClipSize
 
 MAX_SEED = 2**63 - 1
 # these change where things run or lie, and not what comes out
@@ -19,10 +22,29 @@ _NOT_IN_FINGERPRINT = (
     "tokenizer",
     "config",
 )
+_RANGES = {
+    "frames": (2, 1024),
+    "fps": (0.1, MAX_FPS),
+    "width": (8, 8192),
+    "height": (8, 8192),
+    "iterations": (1, 10**8),
+    "batch": (1, 10**6),
+    "accumulate": (1, 10**6),
+    "learning_rate": (1e-9, 1),
+    "warmup": (1, 10**8),
+    "no_caption": (0, 1),
+    "high_noise": (1, 10),
+    "ema": (0, 0.999999),
+    "clip": (1e-9, 1e9),
+    "seed": (0, MAX_SEED),
+    "save_every": (0, math.inf),
+    "workers": (1, 256),
+    "lora": (1, 1280),
+}
 
 
 @dataclass(frozen=True)
-class MotionRequest:
+class MotionRequest(LoadOptions):
     """A training of a motion module, or of a motion LoRA of rank `lora`; holds the defaults.
 
     data: folder or shards; batch: clips a step on all processes together, in `accumulate` parts;
@@ -36,7 +58,7 @@ class MotionRequest:
     out: Path
     motion_module: Path | None = None
     lora: int | None = None
-    frames: int = 16
+    frames: int = ClipSize.frames
     fps: float = 8.0
     width: int | None = None
     height: int | None = None
@@ -53,35 +75,11 @@ class MotionRequest:
     save_every: float = 300.0
     work: Path | None = None
     workers: int = 2
-    device: str = "auto"
-    dtype: str = "auto"
     save_dtype: str = "float16"
     sample: str | None = None
-    tokenizer: Path | None = None
-    config: Path | None = None
-    prediction_type: str | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("frames", 2, 1024),
-            ("fps", 0.1, 240),
-            ("width", 8, 8192),
-            ("height", 8, 8192),
-            ("iterations", 1, 10**8),
-            ("batch", 1, 10**6),
-            ("accumulate", 1, 10**6),
-            ("learning_rate", 1e-9, 1),
-            ("warmup", 1, 10**8),
-            ("no_caption", 0, 1),
-            ("high_noise", 1, 10),
-            ("ema", 0, 0.999999),
-            ("clip", 1e-9, 1e9),
-            ("seed", 0, MAX_SEED),
-            ("save_every", 0, math.inf),
-            ("workers", 1, 256),
-            ("lora", 1, 1280),
-        ):
-            _check_range(name, getattr(self, name), low, high)
+        check_ranges(self, _RANGES, prefix="--")
         self._check_files()
         if self.batch % self.accumulate:
             raise ValueError(
@@ -126,10 +124,3 @@ class MotionRequest:
     def fingerprint(self) -> dict[str, str]:
         """Return what the trained weights depend on, as text."""
         return {k: str(v) for k, v in asdict(self).items() if k not in _NOT_IN_FINGERPRINT}
-
-
-def _check_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:  # NaN is in no range
-        raise ValueError(
-            f"--{name.replace('_', '-')} must be between {low:g} and {high:g}, not {value:g}."
-        )

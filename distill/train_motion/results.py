@@ -1,23 +1,23 @@
 """What a training of a motion module leaves: its work folder, the weights, a sample of them."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from ...motion_module import checkpoint
-from ...motion_module.files import atomic_path
 from ..data import video_folder
 from ..engine import distributed
 from ..engine.loop import CHECKPOINT
-from ..files import clip_writer
-from ..sampling.request import ClipRequest
-from ..sampling.sample import decode, generate_latents
+from ..files import claim, clip_writer
+from ..models.latents import decode_frames
+from ..sampling.sample import generate_latents
+from ..sampling.settings import SamplingSettings
 from . import lora
 from .loss import Training
 from .request import MotionRequest
 
 RUN = "run.json"
+_REMEDY = "delete that folder to begin anew"
 _SAMPLE_STEPS, _SAMPLE_CFG = 25, 7.5
 _SMALLEST_SIDE = 64  # pixels of a frame in the contact sheet
 
@@ -30,24 +30,14 @@ def check_not_done(request: MotionRequest) -> None:
 
 def claim_work_folder(training: Training) -> None:
     """Write down what is trained, or refuse the checkpoint of something else."""
-    file = training.request.work_folder / RUN
-    videos = training.videos
-    wanted = training.request.fingerprint()
-    wanted["videos"] = video_folder.digest(videos.names, videos.captions)
+    file, videos = training.request.work_folder / RUN, training.videos
+    record = training.request.fingerprint()
+    record["videos"] = video_folder.digest(videos.names, videos.captions)
     distributed.barrier()  # or a slow process could meet a fast one's file
-    if file.is_file():
-        found = json.loads(file.read_text())
-        other = [k for k in wanted if found.get(k) != wanted[k]]
-        if other:
-            raise ValueError(
-                f"{file.parent} holds a training with another {other[0].replace('_', '-')} "
-                f"({found.get(other[0])}, now {wanted[other[0]]}); go on with the same, or delete "
-                "that folder to begin anew."
-            )
+    claim.check_claim(file, record, "a training", _REMEDY)
     distributed.barrier()
-    if distributed.rank() == 0 and not file.is_file():
-        with atomic_path(file) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2))
+    if distributed.rank() == 0:
+        claim.claim(file, record, "a training", remedy=_REMEDY)
 
 
 def finish(training: Training) -> None:
@@ -62,21 +52,18 @@ def finish(training: Training) -> None:
 
 def _draw_sample(training: Training) -> Path:
     """Write a contact sheet of the sample's caption, by the weights as trained."""
-    shape, prompt = training.shape, training.request.sample
-    file = training.request.out.with_suffix(".png")
-    request = ClipRequest(
-        (prompt,),
-        steps=_SAMPLE_STEPS,
-        seed=training.request.seed,
+    request, shape = training.request, training.shape
+    file = request.out.with_suffix(".png")
+    settings = SamplingSettings(
         frames=shape.frames,
         width=shape.width,
         height=shape.height,
+        steps=_SAMPLE_STEPS,
         cfg=_SAMPLE_CFG,
-        fps=shape.fps,
-        out=file,
     )
-    latents = generate_latents(training.base, training.module, prompt, request)
-    frames = decode(training.base, latents).numpy()
+    prompts, seeds = [request.sample], [request.seed]
+    (latents,) = generate_latents(training.base, training.module, prompts, seeds, settings)
+    frames = decode_frames(training.base, latents).numpy()
     return clip_writer.write_clip(file, clip_writer.enlarge(frames, _SMALLEST_SIDE), shape.fps)
 
 

@@ -7,7 +7,7 @@ would make captions such as "to the left" wrong. The base's activations are all 
 checkpointing).
 """
 
-import sys
+import logging
 
 import torch
 from torch import nn
@@ -24,10 +24,11 @@ from ..engine.read_ahead import ReadAhead
 from ..models.base_model import load_base, quiet_libraries
 from ..models.devices import my_device
 from ..models.latent_size import check_size
-from . import clips, results
-from . import lora as motion_lora_training
+from . import clips, lora, results
 from .loss import Training, motion_loss
 from .request import MotionRequest
+
+logger = logging.getLogger(__name__)
 
 
 def run(request: MotionRequest) -> None:
@@ -41,11 +42,11 @@ def run(request: MotionRequest) -> None:
     try:
         results.check_not_done(request)
         training = prepare(request, device)
-        known_bad = len(training.videos.bad)
+        bad_before = len(training.videos.bad)
         results.claim_work_folder(training)
         train(training)
-        if len(training.videos.bad) > known_bad:
-            _say(f"warning: {video_folder.listing(training.videos.bad)}")
+        if len(training.videos.bad) > bad_before:
+            _warn(video_folder.listing(training.videos.bad))
         if distributed.rank() == 0:
             results.finish(training)
         distributed.barrier()
@@ -57,27 +58,21 @@ def prepare(request: MotionRequest, device: torch.device) -> Training:
     """Load and check videos and models, and return them with the weights to train."""
     quiet_libraries()
     request.share(distributed.rank(), distributed.world_size())
-    known = checkpoint.load(request.motion_module) if request.motion_module else None
-    if known is not None:
-        _check_module(known, request)
+    start = checkpoint.load(request.motion_module) if request.motion_module else None
+    if start is not None:
+        _check_start(start, request)
     videos = clips.open_videos(request.data, request.frames, request.fps)
     if videos.bad:
-        _say(f"warning: {video_folder.listing(videos.bad)}")
-    base = load_base(
-        request.base,
-        config=request.config,
-        tokenizer=request.tokenizer,
-        prediction_type=request.prediction_type,
-        device=device,
-    )
+        _warn(video_folder.listing(videos.bad))
+    base = load_base(request.base, **request.reading(), device=device)
     width, height = (side or base.default_size for side in (request.width, request.height))
     check_size(width, height, base.latent_factor)
-    module = known.build(dtype=torch.float32) if known else fresh_module(base.unet, request)
+    module = start.build(dtype=torch.float32) if start else fresh_module(base.unet, request)
     layout.check_fit(module.config, layout.sites(base.unet))
     module.to(device)
-    lora, weights = _trainable(module, request)
+    attached, weights = _trainable(module, request)
     shape = ClipShape(request.frames, request.fps, width, height)
-    return Training(request, base, module, videos, shape, lora, weights)
+    return Training(request, base, module, videos, shape, attached, weights)
 
 
 def fresh_module(unet: nn.Module, request: MotionRequest) -> MotionModule:
@@ -118,30 +113,30 @@ def train(training: Training) -> None:
 
 def _trainable(
     module: MotionModule, request: MotionRequest
-) -> tuple[motion_lora_training.AttachedLora | None, dict[str, nn.Parameter]]:
+) -> tuple[lora.AttachedLora | None, dict[str, nn.Parameter]]:
     if request.lora is None:
         module.requires_grad_(True)
         return None, dict(module.named_parameters())
     module.requires_grad_(False)
     generator = torch.Generator().manual_seed(request.seed)
-    lora = motion_lora_training.attach(module, request.lora, generator)
-    return lora, lora.weights
+    attached = lora.attach(module, request.lora, generator)
+    return attached, attached.weights
 
 
-def _check_module(known: checkpoint.MotionCheckpoint, request: MotionRequest) -> None:
-    if request.frames > known.config.max_frames:
+def _check_start(start: checkpoint.MotionCheckpoint, request: MotionRequest) -> None:
+    if request.frames > start.config.max_frames:
         raise ValueError(
-            f"{known.path.name} has positions for {known.config.max_frames} frames; lower "
+            f"{start.path.name} has positions for {start.config.max_frames} frames; lower "
             f"--frames from {request.frames}."
         )
-    if known.steps and request.lora is None:
-        _say(
-            f"warning: {known.path.name} was distilled for {known.steps} "
-            f"step{'s' * (known.steps > 1)}, and plain training undoes that; start from an "
+    if start.steps and request.lora is None:
+        _warn(
+            f"{start.path.name} was distilled for {start.steps} "
+            f"step{'s' * (start.steps > 1)}, and plain training undoes that; start from an "
             "undistilled motion module, such as AnimateDiff v2."
         )
 
 
-def _say(sentence: str) -> None:
+def _warn(sentence: str) -> None:
     if distributed.rank() == 0:
-        print(sentence, file=sys.stderr)
+        logger.warning(sentence)

@@ -1,0 +1,23 @@
+"""How base models are loaded: the options that requests share, without anything heavy."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options of load_base as a user names them; device and dtype may be "auto"."""
+
+    tokenizer: Path | None = None
+    config: Path | None = None
+    prediction_type: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def reading(self) -> dict[str, Path | str | None]:
+        """Return those of load_base's arguments that tell how a checkpoint is read."""
+        return {
+            "tokenizer": self.tokenizer,
+            "config": self.config,
+            "prediction_type": self.prediction_type,
+        }
