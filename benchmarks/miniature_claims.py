@@ -321,7 +321,7 @@ def main():
     network = None
     if options.i3d is not None:
         network = i3d.I3D().requires_grad_(False).eval()
-        network.load_state_dict(i3d_weights.load(options.i3d))
+        network.load_state_dict(i3d_weights.load_weights(options.i3d))
     scenes = metrics.held_out_scenes(options.n)
     rows, measured = [], {}
     for base in options.base or SEEN + UNSEEN:

@@ -65,13 +65,13 @@ def write_pools(folder: Path) -> Path:
     vae = PixelUnshuffleVAE()
     for number, style in enumerate(("plain", "toon")):
         generator = torch.Generator().manual_seed(number)
-        scenes = world.draw(CLIPS, generator)
+        scenes = world.draw_scenes(CLIPS, generator)
         clips = render.render(scenes, styles.STYLES[style], generator)
         members = []
         for i, caption in enumerate(scenes.captions()):
             for part, pixels in (("latents", clips[i]), ("flipped", clips[i].flip(-1))):
                 x0 = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
-                array = latent_shards.npy(x0.numpy().astype(np.float16))
+                array = latent_shards.encode_npy(x0.numpy().astype(np.float16))
                 members.append((f"{i:06d}.{part}.npy", array))
             members.append((f"{i:06d}.txt", caption.encode()))
         (folder / style).mkdir(parents=True)

@@ -19,7 +19,7 @@ import torch
 import webdataset
 from animatediff_lightning.distill.data import latent_shards, mirrored_captions, url_cache
 from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
-from animatediff_lightning.distill.data.latent_shards import INDEX, npy, write_tar
+from animatediff_lightning.distill.data.latent_shards import INDEX, encode_npy, write_tar
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.miniature import metrics, styles, world
 
@@ -32,9 +32,9 @@ def write_shard(file, count, first=0, shape=SQUARE, flip=True, **extra):
     """Write a shard whose clip n is filled with n, and its flipped one with -n."""
     members = []
     for n in range(first, first + count):
-        members.append((f"{n:04d}.latents.npy", npy(np.full(shape, n, np.float16))))
+        members.append((f"{n:04d}.latents.npy", encode_npy(np.full(shape, n, np.float16))))
         if flip:
-            members.append((f"{n:04d}.flipped.npy", npy(np.full(shape, -n, np.float16))))
+            members.append((f"{n:04d}.flipped.npy", encode_npy(np.full(shape, -n, np.float16))))
         members.append((f"{n:04d}.txt", f"clip {n} going left".encode()))
         members.append((f"{n:04d}.json", json.dumps({"n": n} | extra).encode()))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -154,8 +154,8 @@ def test_a_tar_file_by_webdataset_is_a_shard(tmp_path):
 def test_the_index_is_used_and_made_anew_where_it_is_missing_or_old(folder, monkeypatch):
     digest = ClipPool(str(folder)).digest()
     looked = []
-    look = latent_shards.index
-    monkeypatch.setattr(latent_shards, "index", lambda s: looked.append(s) or look(s))
+    look = latent_shards.index_shard
+    monkeypatch.setattr(latent_shards, "index_shard", lambda s: looked.append(s) or look(s))
     assert ClipPool(str(folder)).digest() == digest
     assert not looked
     (folder / INDEX).unlink()
@@ -173,7 +173,7 @@ def test_the_index_is_used_and_made_anew_where_it_is_missing_or_old(folder, monk
 def test_a_shard_that_was_cut_is_damaged(folder, length):
     file = folder / "a-0.tar"
     if length == "before a clip":  # as many headers as bytes: only the end is missing
-        length = int(latent_shards.index(str(file)).places[3, 0]) - 512
+        length = int(latent_shards.index_shard(str(file)).places[3, 0]) - 512
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(ValueError, match=r"a-0.tar is damaged or no tar file; copy or make"):
         ClipPool(str(folder))
@@ -192,7 +192,8 @@ def test_what_is_no_latents_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=r"video.tar holds no latents"):
         ClipPool(str(tmp_path / "video.tar"))
     both = [
-        (f"{k}.latents.npy", npy(np.zeros(s, np.float16))) for k, s in (("a", SQUARE), ("b", WIDE))
+        (f"{k}.latents.npy", encode_npy(np.zeros(s, np.float16)))
+        for k, s in (("a", SQUARE), ("b", WIDE))
     ]
     write_tar(tmp_path / "both.tar", both)
     with pytest.raises(ValueError, match=r"both.tar holds clips of several shapes"):
@@ -281,9 +282,9 @@ def test_threads_and_processes_fetch_a_shard_once(web):
     web.delay[0] = 0.5
     url = f"{web.url}/pool/a-0.tar"
     with ThreadPoolExecutor(4) as threads:
-        files = set(threads.map(url_cache.local, [url] * 4))
+        files = set(threads.map(url_cache.local_file, [url] * 4))
     assert len(files) == 1
-    children = [FORK.Process(target=url_cache.local, args=(f"{url}?again",)) for _ in range(2)]
+    children = [FORK.Process(target=url_cache.local_file, args=(f"{url}?again",)) for _ in range(2)]
     for child in children:
         child.start()
     for child in children:
@@ -416,7 +417,7 @@ def test_captions_change_sides(caption, wanted):
 
 @pytest.mark.parametrize("style", ["plain", "ink"])
 def test_mirrored_true_clips_show_their_mirrored_captions(style):
-    scenes = world.draw(64, torch.Generator().manual_seed(1))
+    scenes = world.draw_scenes(64, torch.Generator().manual_seed(1))
     other = torch.tensor([1, 0, 2, 3])[scenes.direction]
     told = world.Scenes(**{**vars(scenes), "direction": other})
     assert told.captions() == [mirrored_captions.flipped(c) for c in scenes.captions()]

@@ -64,7 +64,7 @@ def undisturbed(tmp_path_factory):
 
 def test_every_pair_is_made_once(undisturbed):
     found = []
-    for source in latent_shards.find(str(undisturbed.out)):
+    for source in latent_shards.find_shards(str(undisturbed.out)):
         for key, part, entry, tar in latent_shards.video_shards.members(source):
             if part == "json":
                 told = json.loads(tar.extractfile(entry).read())
@@ -272,7 +272,7 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
     bad = np.full((16, 12, 8, 8), np.nan, np.float16)
     latent_shards.write_tar(
         broken / "clips-000001.tar",
-        [("k.latents.npy", latent_shards.npy(bad)), ("k.txt", b" "), ("k.json", b"{}")],
+        [("k.latents.npy", latent_shards.encode_npy(bad)), ("k.txt", b" "), ("k.json", b"{}")],
     )
     (broken / "clips-000002.tar").write_bytes(b"no tar file")
     with pytest.raises(ValueError, match="has 4 faults") as error:

@@ -14,8 +14,8 @@ def seeded(seed):
 @pytest.fixture(scope="module")
 def parts():
     torch.manual_seed(0)
-    unet = models.unet().requires_grad_(False)
-    module = models.motion_module(unet).initialise(seeded(0))
+    unet = models.build_unet().requires_grad_(False)
+    module = models.build_motion_module(unet).initialise(seeded(0))
     for part in module.parts().values():
         torch.nn.init.normal_(part.proj_out.weight, std=0.1, generator=seeded(1))
     return unet, module
@@ -147,7 +147,7 @@ def test_heads_come_from_their_generator_and_d_prime_keeps_the_encoder(parts):
 
 def test_it_learns_in_float32_whatever_it_is_made_from(parts):
     unet, module = parts
-    half = models.unet().to(torch.bfloat16)
+    half = models.build_unet().to(torch.bfloat16)
     half.load_state_dict(unet.state_dict())
     judge = make((half, module))
     assert {p.dtype for p in judge.parameters()} == {torch.float32}

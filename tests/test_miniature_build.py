@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 from animatediff_lightning.distill.miniature import build, models, world
-from animatediff_lightning.distill.miniature.pack import pack
+from animatediff_lightning.distill.miniature.pack import pack_build
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
@@ -74,7 +74,7 @@ def test_fine_tunes_share_the_text_encoder_and_the_module_moves(undisturbed):
 
 
 def test_packed_it_is_half_as_precise_and_carries_its_card(undisturbed, tmp_path):
-    pack(undisturbed, tmp_path, names=("plain", "toon"))
+    pack_build(undisturbed, tmp_path, names=("plain", "toon"))
     made, packed = (checkpoint.load(f / build.MOTION_FILE) for f in (undisturbed, tmp_path))
     assert packed.dtype == torch.float16
     for key, tensor in made.state_dict.items():
@@ -89,8 +89,8 @@ def test_packed_it_is_half_as_precise_and_carries_its_card(undisturbed, tmp_path
 
 
 def test_every_address_of_the_unet_has_a_motion_module():
-    unet = models.unet()
-    addresses = set(models.motion_module(unet).config.addresses())
+    unet = models.build_unet()
+    addresses = set(models.build_motion_module(unet).config.addresses())
     attention = {a for a in addresses if a.startswith(("down_blocks.0", "up_blocks.1"))}
     plain = {a for a in addresses if a.startswith(("down_blocks.1", "up_blocks.0"))}
     assert attention

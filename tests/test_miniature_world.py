@@ -7,7 +7,7 @@ from animatediff_lightning.distill.miniature import measure, metrics, render, st
 
 @pytest.fixture(scope="module")
 def scenes():
-    return world.draw(96, torch.Generator().manual_seed(3))
+    return world.draw_scenes(96, torch.Generator().manual_seed(3))
 
 
 def true(scenes, style):
@@ -89,13 +89,13 @@ def test_held_out_combinations_are_never_trained_but_their_pairs_are():
         assert any(t[0] == colour and t[1] == kind for t in trained)
         assert any(t[0] == colour and t[3] == direction for t in trained)
         assert any(t[1] == kind and t[3] == direction for t in trained)
-    said = world.draw(300, torch.Generator().manual_seed(0)).captions()
+    said = world.draw_scenes(300, torch.Generator().manual_seed(0)).captions()
     assert not set(said) & set(metrics.held_out_scenes(300).captions())
 
 
 def test_scenes_are_drawn_from_their_seed():
     first, again, other = (
-        world.draw(50, torch.Generator().manual_seed(s)).start for s in (1, 1, 2)
+        world.draw_scenes(50, torch.Generator().manual_seed(s)).start for s in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)

@@ -53,7 +53,7 @@ def test_what_does_not_divide_is_refused(capsys):
 
 def test_frozen_parameters_are_those_of_the_models():
     found = plan.build_networks(config_of("miniature"), {0, 2})
-    parts = (models.unet(), models.text_encoder())
+    parts = (models.build_unet(), models.build_text_encoder())
     one = sum(p.numel() for part in parts for p in part.parameters())
     assert found.frozen == 2 * one  # plain, which D starts from too, and photo
 
@@ -72,7 +72,7 @@ def test_memory_grows_with_clips_and_shrinks_with_checkpointing_and_bfloat16():
 
 @pytest.mark.parametrize("clips", [1, 3])
 def test_activations_are_about_those_that_a_real_forward_keeps(clips):
-    unet = models.unet().requires_grad_(False)
+    unet = models.build_unet().requires_grad_(False)
     module = MotionModule(checkpoint.load(motion_module_path("miniature")).config)
     shapes = Shapes(clips, 16, 8, 8, 16, torch.float32, checkpointing=False)
     real = on_cpu(unet, module, shapes)

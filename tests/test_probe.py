@@ -13,7 +13,7 @@ SHARES = {"colour": 0.98, "kind": 0.88, "size": 0.98, "motion": 0.98, "style": 0
 
 def true_clips(seed, treatments=probe.UNTREATED):
     generator = torch.Generator().manual_seed(seed)
-    return probe.draw(probe.all_scenes(COUNT, generator), generator, treatments)
+    return probe.draw_clips(probe.all_scenes(COUNT, generator), generator, treatments)
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +44,14 @@ def test_noise_moves_the_features_the_more_the_stronger_it_is(fresh):
 
 
 def test_training_lowers_the_loss_and_what_is_saved_is_what_is_loaded(tmp_path):
-    of_step = probe.loss(untrained := probe.Probe(), seed=0)
+    of_step = probe.probe_loss(untrained := probe.Probe(), seed=0)
     with torch.no_grad():
         before = of_step(5)
-    trained = probe.train(tmp_path / "run", options=LoopOptions(6, 3e-3, ema=0.0))
+    trained = probe.train_probe(tmp_path / "run", options=LoopOptions(6, 3e-3, ema=0.0))
     with torch.no_grad():
-        assert probe.loss(trained, seed=0)(5) < before
-    file = probe.save(trained, tmp_path / "probe.safetensors")
-    again = probe.load(file).state_dict()
+        assert probe.probe_loss(trained, seed=0)(5) < before
+    file = probe.save_probe(trained, tmp_path / "probe.safetensors")
+    again = probe.load_probe(file).state_dict()
     assert all(torch.equal(again[k], t.half().float()) for k, t in trained.state_dict().items())
     assert sum(p.numel() for p in untrained.parameters()) < 150_000
 

@@ -39,16 +39,16 @@ def files(tmp_path_factory):
     """A folder with base models that predict v and eps, a motion module, and videos."""
     folder = tmp_path_factory.mktemp("train")
     torch.manual_seed(0)
-    unet, text_encoder = models.unet(), models.text_encoder()
+    unet, text_encoder = models.build_unet(), models.build_text_encoder()
     for kind in ("v_prediction", "epsilon"):
         models.write_base(folder / kind, unet, text_encoder)
         config = folder / kind / "scheduler" / "scheduler_config.json"
         config.write_text(config.read_text().replace("v_prediction", kind))
-    module = models.motion_module(unet).initialise()
+    module = models.build_motion_module(unet).initialise()
     for part in module.parts().values():
         torch.nn.init.normal_(part.proj_out.weight, std=0.1)
     checkpoint.save(module, folder / "module.safetensors", metadata={"steps": 0})
-    scenes = world.draw(2, torch.Generator().manual_seed(0))
+    scenes = world.draw_scenes(2, torch.Generator().manual_seed(0))
     clips = render.render(scenes, styles.STYLES["plain"], torch.Generator())
     pixels = ((clips + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()
     for i, caption in enumerate(scenes.captions()):
@@ -88,7 +88,9 @@ def drawing(training):
     request = training.request
     share = request.share(distributed.rank(), distributed.world_size())
     return lambda step: [
-        clip_source.draw(training.videos, training.shape, request.no_caption, request.seed, step, i)
+        clip_source.draw_clip(
+            training.videos, training.shape, request.no_caption, request.seed, step, i
+        )
         for i in share
     ]
 
@@ -116,7 +118,7 @@ def test_the_loss_falls_on_one_clip_and_the_base_stays_bit_equal(files, request_
     training.videos = type(training.videos)(files / "videos", ("0.mkv",), ("a fish",))
     before = mean_loss(training)
     fresh = load_base(files / kind).unet.state_dict()
-    train_motion.train(training)
+    train_motion.train_weights(training)
     after = mean_loss(training)
     assert after < share * before
     base = training.base.unet.state_dict()
@@ -168,10 +170,10 @@ def test_a_lora_file_merged_is_what_was_trained(files, request_for):
     training = train_motion.prepare(request, CPU)
     before = {k: t.clone() for k, t in training.module.state_dict().items()}
     plain = predicted(training.base, training.module)
-    train_motion.train(training)
+    train_motion.train_weights(training)
     trained = predicted(training.base, training.module)
     assert all(torch.equal(t, before[k]) for k, t in training.module.state_dict().items())
-    motion_lora_training.save(training.weights, request.out, torch.float32, {"rank": 3})
+    motion_lora_training.save_lora(training.weights, request.out, torch.float32, {"rank": 3})
     training.lora.detach()
     assert torch.equal(predicted(training.base, training.module), plain)
     lora.merge(training.module, [(lora.load(request.out), 1.0)])

@@ -39,7 +39,7 @@ def headless(comfyui, thin_checkpoint, tmp_path_factory):
     from animatediff_lightning.distill.models.base_model import load_base
 
     folder = tmp_path_factory.mktemp("thin_config")
-    sd15_config.write(folder)
+    sd15_config.write_configs(folder)
     unet = json.loads((folder / "unet" / "config.json").read_text())
     unet |= {"block_out_channels": [320] * 4, "layers_per_block": 1}
     (folder / "unet" / "config.json").write_text(json.dumps(unet))

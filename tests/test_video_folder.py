@@ -94,15 +94,15 @@ def folder(tmp_path):
 
 
 def test_bad_files_are_skipped_counted_and_listed(folder):
-    videos = video_folder.scan(folder, 4, 8)
+    videos = video_folder.scan_folder(folder, 4, 8)
     assert videos.names == ("b.mkv", "sub/a.mkv")
     assert videos.captions == ("two words", "one")
     assert videos.bad.keys() == {"cut.mkv", "empty.mp4", "short.mkv", "silent.mkv", "text.mp4"}
-    told = video_folder.listing(videos.bad)
+    told = video_folder.list_skipped(videos.bad)
     assert told.startswith("5 videos skipped: cut.mkv (")
     assert "silent.mkv (no caption)" in told
     assert "short.mkv (too short: 0.25 s where 0.50 s are wanted)" in told
-    assert video_folder.listing(videos.bad, at_most=1).endswith(", and 4 more.")
+    assert video_folder.list_skipped(videos.bad, at_most=1).endswith(", and 4 more.")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_bad_files_are_skipped_counted_and_listed(folder):
 def test_a_table_of_captions(folder, table):
     (folder / "b.txt").unlink()
     (folder / "captions.csv").write_text(table, encoding="utf-8")
-    videos = video_folder.scan(folder, 4, 8)
+    videos = video_folder.scan_folder(folder, 4, 8)
     assert dict(zip(videos.names, videos.captions, strict=True))["b.mkv"] == "from a table"
 
 
@@ -167,7 +167,7 @@ def test_shards_of_webdataset_give_the_same_clips_as_files(shards, folder):
 
 def test_missing_and_damaged_shards(shards):
     with pytest.raises(ValueError, match=r"1 of 3 shards were not found, first .*clips-0002.tar"):
-        video_shards.find(str(shards / "clips-{0000..0002}.tar"))
+        video_shards.find_tars(str(shards / "clips-{0000..0002}.tar"))
     (shards / "clips-0001.tar").write_bytes(b"no tar file at all")
     with pytest.raises(ValueError, match=r"clips-0001.tar is damaged or no tar file; copy it"):
         clips.open_videos(str(shards), 4, 8)
@@ -177,10 +177,10 @@ def test_missing_and_damaged_shards(shards):
 
 
 def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
-    videos = video_folder.scan(folder, 4, 8)
+    videos = video_folder.scan_folder(folder, 4, 8)
 
     def drawn(*place):
-        clip = clips.draw(videos, SMALL, 0.5, *place)
+        clip = clips.draw_clip(videos, SMALL, 0.5, *place)
         return clip.pixels.tobytes(), clip.caption
 
     places = [(seed, step, i) for seed in (0, 1) for step in range(4) for i in range(3)]
@@ -189,7 +189,7 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
     assert len(set(first)) > 8  # 2 videos x 5 starts x with and without a caption
     assert {caption for _, caption in first} == {"", "one", "two words"}
     ahead = read_ahead.ReadAhead(
-        lambda step, i: clips.draw(videos, SMALL, 0.5, 1, step, i), range(3), 4, threads=3
+        lambda step, i: clips.draw_clip(videos, SMALL, 0.5, 1, step, i), range(3), 4, threads=3
     )
     read = [(c.pixels.tobytes(), c.caption) for step in range(4) for c in ahead(step)]
     ahead.close()
@@ -198,13 +198,13 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
 
 def test_a_video_that_turns_out_bad_is_replaced_and_noted(shards):
     videos = clips.open_videos(str(shards), 4, 8)
-    captions = {clips.draw(videos, SMALL, 0.0, 0, 0, i).caption for i in range(12)}
+    captions = {clips.draw_clip(videos, SMALL, 0.0, 0, 0, i).caption for i in range(12)}
     assert captions == {"words", "in json"}
     assert [re.sub(".*/", "", n) for n in videos.bad] == ["1-1", "1-2", "0-1"]
     nothing = video_shards.VideoShards(videos.videos[1:2], ("cut",), ("x",))
     with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 video skipped: cut \("):
-        clips.draw(nothing, SMALL, 0.0, 0, 0, 0)
+        clips.draw_clip(nothing, SMALL, 0.0, 0, 0, 0)
 
 
 def test_a_fingerprint_tells_other_captions():
-    assert video_folder.digest(["a"], ["b"]) != video_folder.digest(["a"], ["c"])
+    assert video_folder.digest_videos(["a"], ["b"]) != video_folder.digest_videos(["a"], ["c"])

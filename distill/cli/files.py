@@ -20,12 +20,12 @@ def inspect(
     """Say what a motion module file is: family, steps, layout, shape."""
     from ...motion_module import checkpoint
 
-    found = checkpoint.load(file).describe()
+    description = checkpoint.load(file).describe()
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(description, indent=2))
         return
-    column = max(map(len, found))
-    for label, text in found.items():
+    column = max(map(len, description))
+    for label, text in description.items():
         print(f"{label:<{column}}  {text}")
 
 

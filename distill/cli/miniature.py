@@ -17,8 +17,8 @@ class RecipeName(str, Enum):
     full = "full"
 
 
-@miniature.command()
-def build(
+@miniature.command("build")
+def build_miniature(
     recipe: Annotated[
         RecipeName, typer.Option(help="quick: minutes, for tests; full: what ships, hours.")
     ] = RecipeName.quick,
@@ -36,26 +36,25 @@ def build(
     if processes and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(_again_under_torchrun(processes))
     from ..engine import distributed
-    from ..miniature.build import build as build_miniature
+    from ..miniature import build
 
     try:
-        build_miniature(out, recipe.value, gates)
+        build.build_miniature(out, recipe.value, gates)
     finally:
         distributed.stop()
 
 
-@miniature.command()
-def pack(
+@miniature.command("pack")
+def pack_build(
     build: Annotated[Path, typer.Argument(help="Folder of a finished build.")],
     out: Annotated[
         Path | None, typer.Option(help="Folder to write; default: the package's own.")
     ] = None,
 ) -> None:
     """Write a finished build's weights as they ship: float16, shared parts once."""
-    from ..miniature import pack as packing
-    from ..miniature import shipped
+    from ..miniature import pack, shipped
 
-    print(f"wrote {packing.pack(build, out or shipped.WEIGHTS)}")
+    print(f"wrote {pack.pack_build(build, out or shipped.WEIGHTS)}")
 
 
 @miniature.command("pack-students")
@@ -66,14 +65,14 @@ def pack_students(
     ] = None,
 ) -> None:
     """Write a distillation's motion modules as they ship, and the model card anew."""
-    from ..miniature import pack as packing
+    from ..miniature import pack
 
-    for file in packing.pack_students(run, steps=steps or ()):
+    for file in pack.pack_students(run, steps=steps or ()):
         print(f"wrote {file}")
 
 
-@miniature.command()
-def picture(
+@miniature.command("picture")
+def draw_picture(
     prompt: Annotated[str, typer.Argument(help="What every style is to show.")],
     out: Annotated[Path, typer.Option(help=".png file to write.")] = Path("miniature.png"),
     seed: Annotated[int, typer.Option(help="The same for every style.")] = 0,
@@ -81,11 +80,11 @@ def picture(
     """Draw one prompt in every style, a row of frames each."""
     from ..miniature import picture
 
-    print(f"wrote {picture.draw(prompt, out, seed)}")
+    print(f"wrote {picture.draw_picture(prompt, out, seed)}")
 
 
-@miniature.command()
-def probe(
+@miniature.command("probe")
+def train_probe(
     work: Annotated[
         Path, typer.Option(help="Folder of the training; the same one goes on where it was.")
     ] = Path("runs/probe"),
@@ -96,7 +95,7 @@ def probe(
     """Train the network whose features `evaluate fvd` takes on the miniature; minutes."""
     from ..miniature import probe
 
-    print(f"wrote {probe.save(probe.train(work), out or probe.FILE)}")
+    print(f"wrote {probe.save_probe(probe.train_probe(work), out or probe.FILE)}")
 
 
 def _again_under_torchrun(processes: int) -> int:

@@ -31,7 +31,7 @@ from ..models.latents import decode_images, encode_images
 from ..sampling.ranges import check_range
 from ..sampling.sample import generate_latents
 from . import latent_shards
-from .generate_request import RECORD, Clip, DataRequest, ShardPlan, plan_clip, plan_shards
+from .generate_request import RECORD, DataRequest, PlannedClip, ShardPlan, plan_clip, plan_shards
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def run(request: DataRequest, rank: int | None = None, world_size: int | None = 
 def draw_captions(count: int, seed: int) -> tuple[str, ...]:
     """Return captions of the combinations that the miniature was trained on, none held out."""
     check_range("--miniature-captions", count, 1)
-    return tuple(world.draw(count, torch.Generator().manual_seed(seed)).captions())
+    return tuple(world.draw_scenes(count, torch.Generator().manual_seed(seed)).captions())
 
 
 class Studio:
@@ -118,7 +118,7 @@ class Studio:
                 first,
             )
 
-    def make(self, clips: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
+    def make(self, clips: Sequence[PlannedClip]) -> Iterator[dict[str, np.ndarray]]:
         """Yield each clip's arrays by their names in a shard; all clips are of one base model."""
         base = self.base(clips[0].base)
         prompts, seeds = [c.prompt for c in clips], [c.seed for c in clips]
@@ -156,17 +156,17 @@ def _make_shard(studio: Studio, shard: ShardPlan, bar: tqdm) -> None:
     shutil.rmtree(work)
 
 
-def _batches(clips: Sequence[Clip], size: int) -> Iterator[list[Clip]]:
+def _batches(clips: Sequence[PlannedClip], size: int) -> Iterator[list[PlannedClip]]:
     """Yield clips of one base model, at most `size` at once; the same ones on every run."""
     for _, group in itertools.groupby(clips, key=lambda c: c.base):
         mine = list(group)
         yield from (mine[i : i + size] for i in range(0, len(mine), size))
 
 
-def _members(request: DataRequest, work: Path, clip: Clip) -> Iterator[tuple[str, bytes]]:
+def _members(request: DataRequest, work: Path, clip: PlannedClip) -> Iterator[tuple[str, bytes]]:
     with np.load(_file(work, clip)) as arrays:
         for name in arrays.files:
-            yield f"{clip.key}.{name}", latent_shards.npy(arrays[name])
+            yield f"{clip.key}.{name}", latent_shards.encode_npy(arrays[name])
     yield f"{clip.key}.{latent_shards.CAPTION}", clip.prompt.encode()
     settings = clip.settings
     metadata = {
@@ -184,7 +184,7 @@ def _members(request: DataRequest, work: Path, clip: Clip) -> Iterator[tuple[str
     yield f"{clip.key}.json", json.dumps(metadata).encode()
 
 
-def _half(clip: Clip, latents: Tensor) -> np.ndarray:
+def _half(clip: PlannedClip, latents: Tensor) -> np.ndarray:
     half = latents.half().cpu()
     if not half.isfinite().all():
         raise ValueError(
@@ -198,5 +198,5 @@ def _work_folder(request: DataRequest, shard: ShardPlan) -> Path:
     return request.out / f".{Path(shard.name).stem}"
 
 
-def _file(work: Path, clip: Clip) -> Path:
+def _file(work: Path, clip: PlannedClip) -> Path:
     return work / f"{clip.key}.npz"

@@ -77,7 +77,7 @@ class DataRequest(LoadOptions):
 
 
 @dataclass(frozen=True)
-class Clip:
+class PlannedClip:
     """A clip to make; its number among all is its name, and its seed is its own."""
 
     number: int
@@ -116,12 +116,12 @@ def plan_shards(request: DataRequest, sizes: Sequence[tuple[int, int]]) -> list[
     return shards
 
 
-def plan_clip(request: DataRequest, number: int, size: tuple[int, int]) -> Clip:
+def plan_clip(request: DataRequest, number: int, size: tuple[int, int]) -> PlannedClip:
     """Return the clip of a number in the list: bases outermost, then prompts, then repetitions."""
     base, rest = divmod(number, len(request.prompts) * request.clips_per_prompt)
     prompt = request.prompts[rest // request.clips_per_prompt]
     seed = _seed_of(request, number)
-    return Clip(number, request.bases[base], prompt, seed, request.settings(*size))
+    return PlannedClip(number, request.bases[base], prompt, seed, request.settings(*size))
 
 
 def _seed_of(request: DataRequest, number: int) -> int:

@@ -84,7 +84,7 @@ def _claim_folder(request: ImportRequest, names: Sequence[str]) -> None:
     record = asdict(request)
     for option in ("out", "workers", "device", "tokenizer", "table"):
         del record[option]
-    record |= {"videos": str(request.videos), "files": video_folder.digest(names, names)}
+    record |= {"videos": str(request.videos), "files": video_folder.digest_videos(names, names)}
     claim.claim_shards(request.out / RECORD, record, "an import")
 
 
@@ -124,7 +124,7 @@ def _make_shard(
             for member, frames in arrays.items():
                 images = to_images(np.ascontiguousarray(frames))
                 latents = encode_images(base, images).half().cpu().numpy()
-                yield f"{key}.{member}", latent_shards.npy(latents)
+                yield f"{key}.{member}", latent_shards.encode_npy(latents)
             yield f"{key}.{latent_shards.CAPTION}", task.caption.encode()
             yield f"{key}.json", json.dumps({"video": name, "fps": request.fps}).encode()
 
@@ -159,10 +159,10 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
             writer.writerow(("file_name", "reason"))
             writer.writerows(sorted(bad.items()))
     if len(records) == shards and not clips:
-        raise ValueError(video_folder.none_usable(request.videos, bad))
+        raise ValueError(video_folder.explain_none_usable(request.videos, bad))
     if len(records) == shards:  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
-    skipped = f" {video_folder.listing(bad)}" if bad else ""
+    skipped = f" {video_folder.list_skipped(bad)}" if bad else ""
     return f"{clips} of {videos} videos are clips in {request.out} now.{skipped}"
 
 
@@ -173,7 +173,7 @@ def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool
 
 
 def _digest(tasks: Sequence[Task]) -> str:
-    return video_folder.digest([t.file.name for t in tasks], [t.caption for t in tasks])
+    return video_folder.digest_videos([t.file.name for t in tasks], [t.caption for t in tasks])
 
 
 def _record_file(request: ImportRequest, number: int) -> Path:

@@ -26,7 +26,7 @@ class Task:
     where: float
 
 
-def read(task: Task) -> np.ndarray | str:
+def read_task(task: Task) -> np.ndarray | str:
     """Return a video's clip, uint8 (frames, h, w, 3), or why there is none; runs in a worker."""
     if not task.caption:
         return NO_CAPTION
@@ -44,7 +44,7 @@ class Readers:
         self._pool = _processes(count)
 
     def in_order(self, tasks: Sequence[Task]) -> Iterator[np.ndarray | str]:
-        """Yield what `read` returns for each task; no more than two clips a process are held."""
+        """Yield the result of `read_task` for each task; at most two clips a process are held."""
         waiting = deque()
         for task in tasks:
             waiting.append((task, self._submit(task)))
@@ -59,11 +59,11 @@ class Readers:
 
     def _submit(self, task: Task) -> Future:
         try:
-            return self._pool.submit(read, task)
+            return self._pool.submit(read_task, task)
         except BrokenProcessPool:
             self.close()
             self._pool = _processes(self._count)
-            return self._pool.submit(read, task)
+            return self._pool.submit(read_task, task)
 
     def _result(self, task: Task, future: Future) -> np.ndarray | str:
         try:
@@ -71,7 +71,7 @@ class Readers:
         except BrokenProcessPool:  # by this video, or by another that was read beside it
             with _processes(1) as alone:
                 try:
-                    return alone.submit(read, task).result()
+                    return alone.submit(read_task, task).result()
                 except BrokenProcessPool:
                     return KILLED
 

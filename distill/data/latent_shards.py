@@ -21,12 +21,21 @@ from tqdm import tqdm
 
 from ...motion_module.files import atomic_path
 from . import video_shards
-from .url_cache import check_address, fetch_text, file_name, home, is_url, key_of, local, neighbour
+from .url_cache import (
+    check_address,
+    fetch_text,
+    file_name,
+    home,
+    is_url,
+    key_of,
+    local_file,
+    neighbour,
+)
 
 INDEX = "index.json"
 LATENTS, FLIPPED, CAPTION = "latents.npy", "flipped.npy", "txt"
 _VERSION = 1
-_PARTS = (LATENTS, FLIPPED, CAPTION)  # two columns of `places` each
+_MEMBERS = (LATENTS, FLIPPED, CAPTION)  # two columns of `places` each
 _NOWHERE = (-1, 0)
 _END = bytes(1024)  # what a whole tar file ends in
 
@@ -59,19 +68,19 @@ class Shard:
 
     def caption(self, clip: int) -> str:
         """Return a clip's caption as stored."""
-        with local(self.source).open("rb") as file:
+        with local_file(self.source).open("rb") as file:
             return _bytes(file, self.places[clip, 4:]).decode("utf-8")
 
     def read(self, clip: int, flip: bool) -> tuple[np.ndarray, str]:
         """Return a clip's latents, plain or flipped, and its caption as stored."""
         plain, mirrored, caption = self.places[clip].reshape(3, 2)
-        at = mirrored if flip else plain
-        if at[0] < 0:
+        place = mirrored if flip else plain
+        if place[0] < 0:
             raise ValueError(f"{self.name} has no flipped latents; make the clips with --flip.")
-        where = local(self.source)
+        path = local_file(self.source)
         try:
-            with where.open("rb") as file:
-                array = np.load(io.BytesIO(_bytes(file, at)), allow_pickle=False)
+            with path.open("rb") as file:
+                array = np.load(io.BytesIO(_bytes(file, place)), allow_pickle=False)
                 text = _bytes(file, caption).decode("utf-8")
         except (OSError, EOFError, ValueError) as error:
             raise ValueError(f"clip {clip} of {self.name} is damaged; copy it again.") from error
@@ -87,29 +96,29 @@ def open_shards(shards: str) -> list[Shard]:
     URLs is read as well: no shard that it tells is fetched before its clips are asked for. Raises
     ValueError with one sentence where nothing is found, or one is no whole shard of latents.
     """
-    sources = find(shards)
+    sources = find_shards(shards)
     if not sources:
         raise ValueError(
             f"{shards} holds no shards of clips; give a folder with .tar files, or a pattern such "
             "as clips-{000000..000007}.tar; `data generate` makes them."
         )
-    known = {folder: indexed(folder) for folder in sorted({home(s) for s in sources})}
-    found, new = [], set()
+    index_of = {folder: read_index(folder) for folder in sorted({home(s) for s in sources})}
+    opened, new = [], set()
     beside = functools.cache(_index_of_url)
     for source in tqdm(sources, desc="looking at the shards", disable=None, leave=False):
-        shard = known[home(source)].get(key_of(source))
+        shard = index_of[home(source)].get(key_of(source))
         if shard is None or not _is_current(shard, source):
-            told = beside(neighbour(source, INDEX)) if is_url(source) else {}
-            shard = told.get(file_name(source)) or index(source)
+            remote = beside(neighbour(source, INDEX)) if is_url(source) else {}
+            shard = remote.get(file_name(source)) or index_shard(source)
             new.add(home(source))
-            known[home(source)][key_of(source)] = shard
-        found.append(replace(shard, source=source))
+            index_of[home(source)][key_of(source)] = shard
+        opened.append(replace(shard, source=source))
     for folder in new:
-        _write_index(folder, known[folder])
-    return found
+        _write_index(folder, index_of[folder])
+    return opened
 
 
-def find(shards: str) -> list[str]:
+def find_shards(shards: str) -> list[str]:
     """Return the paths or URLs of shards, sorted in a folder; may be none.
 
     Raises ValueError for an address that is not read.
@@ -118,20 +127,20 @@ def find(shards: str) -> list[str]:
     if is_url(shards):
         return list(braceexpand(shards))
     # a name that begins with a dot is not finished yet
-    return [str(f) for f in video_shards.find(shards) if not f.name.startswith(".")]
+    return [str(f) for f in video_shards.find_tars(shards) if not f.name.startswith(".")]
 
 
-def index(source: str) -> Shard:
+def index_shard(source: str) -> Shard:
     """Look up a shard's clips in its tar file; ValueError where it is no whole one of latents."""
-    file = local(source)
+    file = local_file(source)
     name = Path(source).name
     clips: dict[str, dict[str, tuple[int, int]]] = {}
     shapes = set()
     try:
-        for key, part, entry, tar in video_shards.members(file):
-            if part in _PARTS:
-                clips.setdefault(key, {})[part] = (entry.offset_data, entry.size)
-            if part in (LATENTS, FLIPPED):
+        for key, member, entry, tar in video_shards.members(file):
+            if member in _MEMBERS:
+                clips.setdefault(key, {})[member] = (entry.offset_data, entry.size)
+            if member in (LATENTS, FLIPPED):
                 shapes.add(_shape(tar.extractfile(entry)))
         _check_end(file)
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -139,12 +148,12 @@ def index(source: str) -> Shard:
     except ValueError as error:
         raise ValueError(f"{name} holds arrays that are damaged; copy or make it again.") from error
     _check_clips(name, clips, shapes)
-    places = [[n for p in _PARTS for n in clip.get(p, _NOWHERE)] for clip in clips.values()]
+    places = [[n for p in _MEMBERS for n in clip.get(p, _NOWHERE)] for clip in clips.values()]
     status = file.stat()
     return Shard(source, status.st_size, status.st_mtime_ns, shapes.pop(), _places(places))
 
 
-def indexed(folder: Path) -> dict[str, Shard]:
+def read_index(folder: Path) -> dict[str, Shard]:
     """Return the shards that a folder's index tells, by name; none where it is missing or odd."""
     try:
         return _parsed((folder / INDEX).read_text(encoding="utf-8"))
@@ -173,10 +182,10 @@ def _parsed(text: str) -> dict[str, Shard]:
         return {}
 
 
-def keys(source: str) -> list[str]:
+def read_keys(source: str) -> list[str]:
     """Return the clips' keys in the order of a shard's index."""
-    members = video_shards.members(local(source))
-    return list(dict.fromkeys(key for key, part, _, _ in members if part in _PARTS))
+    members = video_shards.members(local_file(source))
+    return list(dict.fromkeys(key for key, member, _, _ in members if member in _MEMBERS))
 
 
 def write_tar(file: Path, members: Iterable[tuple[str, bytes]]) -> None:
@@ -191,7 +200,7 @@ def write_tar(file: Path, members: Iterable[tuple[str, bytes]]) -> None:
         os.fsync(target.fileno())
 
 
-def npy(array: np.ndarray) -> bytes:
+def encode_npy(array: np.ndarray) -> bytes:
     """Return an array as a .npy file's content."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
@@ -211,9 +220,9 @@ def _check_clips(name: str, clips: dict[str, dict], shapes: set[tuple]) -> None:
     if len(shapes) > 1:
         raise ValueError(f"{name} holds clips of several shapes; write one shape a shard.")
     for key, clip in clips.items():
-        for part in (LATENTS, CAPTION):
-            if part not in clip:
-                raise ValueError(f"{name} lacks {key}.{part}; make the shard again.")
+        for member in (LATENTS, CAPTION):
+            if member not in clip:
+                raise ValueError(f"{name} lacks {key}.{member}; make the shard again.")
 
 
 def _shape(file: BinaryIO) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ _SIDE = re.compile(
 
 def flipped(caption: str) -> str:
     """Return the caption of the horizontally mirrored clip; the case of its words is kept."""
-    return _SIDE.sub(lambda found: _like(found[0], _OTHER[found[0].lower()]), caption)
+    return _SIDE.sub(lambda match: _like(match[0], _OTHER[match[0].lower()]), caption)
 
 
 def _like(word: str, other: str) -> str:

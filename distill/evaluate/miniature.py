@@ -34,7 +34,7 @@ def evaluate_miniature(request: MiniatureRequest) -> str:
                     base = base or load_base(name if Path(name).is_dir() else shipped.base(name))
                     table.add(row(base, module, style, setting))
                 shown.append(table.find(setting))
-    plot(table.rows, request.plot)
+    plot_metrics(table.rows, request.plot)
     return show(shown)
 
 
@@ -55,7 +55,7 @@ def _bounds(table: Table, style: str, clips: int) -> list[dict[str, str]]:
     return rows
 
 
-def plot(rows: Sequence[dict[str, str]], file: Path) -> None:
+def plot_metrics(rows: Sequence[dict[str, str]], file: Path) -> None:
     """Draw every metric over the network evaluations, a line for each base, module and cfg."""
     import matplotlib
 

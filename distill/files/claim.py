@@ -44,7 +44,7 @@ def _is_claimed(
     """Tell whether a folder has just this record; ValueError where it is one of something else."""
     if not file.is_file():
         return False
-    new, old, counts = json.loads(json.dumps(record)), read(file), begun or {}
+    new, old, counts = json.loads(json.dumps(record)), read_record(file), begun or {}
     changed = [
         key
         for key in new
@@ -67,7 +67,7 @@ def _change(key: str, old: object, new: object) -> str:
     return f"{name} ({old}, now {new})"
 
 
-def read(file: Path) -> dict[str, object]:
+def read_record(file: Path) -> dict[str, object]:
     """Return a folder's record; ValueError where it is damaged."""
     try:
         record = json.loads(file.read_text(encoding="utf-8"))

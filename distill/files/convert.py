@@ -23,10 +23,10 @@ def convert_file(
     if target.exists() and not overwrite:
         raise ValueError(f"{target} exists; pass --force to overwrite it, or another --out.")
     check_writable(target)
-    known = checkpoint.load(source)
-    metadata = {**known.metadata, "family": known.family}
-    if known.steps:
-        metadata["steps"] = str(known.steps)
-    checkpoint.save(known.build(), target, layout=to, metadata=metadata)
+    motion_checkpoint = checkpoint.load(source)
+    metadata = {**motion_checkpoint.metadata, "family": motion_checkpoint.family}
+    if motion_checkpoint.steps:
+        metadata["steps"] = str(motion_checkpoint.steps)
+    checkpoint.save(motion_checkpoint.build(), target, layout=to, metadata=metadata)
     size = target.stat().st_size / 1e6
-    return f"wrote {target} ({known.family}, {to} layout, {size:,.1f} MB)."
+    return f"wrote {target} ({motion_checkpoint.family}, {to} layout, {size:,.1f} MB)."

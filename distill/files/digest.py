@@ -14,8 +14,8 @@ def digest(path: Path) -> str:
 
 
 def _of_file(file: Path) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     with file.open("rb") as content:
         while piece := content.read(2**20):
-            found.update(piece)
-    return found.hexdigest()[:16]
+            sha256.update(piece)
+    return sha256.hexdigest()[:16]

@@ -54,7 +54,7 @@ class Folders:
         return self.root / MOTION_FILE
 
 
-def build(folder: Path, recipe_name: str, gated: bool = True) -> None:
+def build_miniature(folder: Path, recipe_name: str, gated: bool = True) -> None:
     """Train what is missing in `folder`, stage by stage; raises ValueError at a gate that fails.
 
     Not `gated`, it goes on behind a gate that fails, whose figures are written down all the same.
@@ -93,7 +93,7 @@ def _first_base(folders: Folders, recipe: Recipe) -> None:
     start = work / "start"
     if not start.is_dir() and distributed.rank() == 0:
         torch.manual_seed(recipe.seed)
-        _write_whole(start, models.unet(), models.text_encoder())
+        _write_whole(start, models.build_unet(), models.build_text_encoder())
     distributed.barrier()
     base = load_base(start)
     weights = stages.trainable(unet=base.unet, text=base.text_encoder)
@@ -127,7 +127,7 @@ def _motion(folders: Folders, recipe: Recipe) -> None:
         return
     base = load_base(folders.base(styles.F0))
     generator = torch.Generator().manual_seed(recipe.seed + 100)
-    module = models.motion_module(base.unet).initialise(generator)
+    module = models.build_motion_module(base.unet).initialise(generator)
     loss, injection = stages.motion_loss(base, module, styles.F0, recipe.motion, recipe.seed + 101)
     weights = stages.trainable(motion=module)
     loop.train("motion module", weights, loss, recipe.motion.loop, folders.work("motion"))

@@ -64,11 +64,11 @@ _STUDENTS = """## Distilled
 """
 
 
-def write(
+def format_card(
     recipe: Recipe, cfg: float, gates: Path, students: Sequence[MotionCheckpoint] = ()
 ) -> str:
     """Return the card's text; `gates` is the folder of a build's gate reports."""
-    unet = models.unet()
+    unet = models.build_unet()
     return _TEXT.format(
         words=len(world.vocabulary()),
         vocabulary=", ".join(world.vocabulary()),
@@ -78,8 +78,8 @@ def write(
         all=len(world.trained_combinations()) + len(world.held_out_combinations()),
         names=", ".join(styles.STYLES),
         unet=_count(unet),
-        text=_count(models.text_encoder()),
-        motion=_count(models.motion_module(unet)),
+        text=_count(models.build_text_encoder()),
+        motion=_count(models.build_motion_module(unet)),
         heads=models.HEADS,
         cfg=cfg,
         steps=recipe.teacher_steps,
@@ -112,9 +112,9 @@ def _distilled(students: Sequence[MotionCheckpoint]) -> str:
     if not students:
         return ""
     rows = "\n".join(
-        f"| `{known.path.name}` | {known.steps} | {known.metadata['teacher_steps']} steps | "
-        f"{known.metadata['loss']} | {known.metadata['iterations']} |"
-        for known in students
+        f"| `{student.path.name}` | {student.steps} | {student.metadata['teacher_steps']} steps | "
+        f"{student.metadata['loss']} | {student.metadata['iterations']} |"
+        for student in students
     )
     return _STUDENTS.format(rows=rows, **students[0].metadata)
 
@@ -130,5 +130,5 @@ def _gates(folder: Path) -> Iterable[str]:
             )
 
 
-def _count(part: nn.Module) -> int:
-    return sum(p.numel() for p in part.parameters())
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

@@ -62,7 +62,7 @@ def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:
 def caption_excess(base: BaseModel, style: str, t: int, images: int) -> float:
     """Return how much larger the loss is with another image's caption, as a share."""
     generator = torch.Generator().manual_seed(t)
-    scenes = world.draw(images, generator)
+    scenes = world.draw_scenes(images, generator)
     moment = torch.randint(world.FRAMES, (images,), generator=generator)
     frames = render.render(scenes, styles.STYLES[style], generator, moment)[:, 0]
     x0 = encode_images(base, frames)

@@ -63,22 +63,22 @@ def measure(clips: Tensor) -> Measured:
     )
 
 
-def follows_path(found: Measured, scenes: world.Scenes) -> Tensor:
+def follows_path(measured: Measured, scenes: world.Scenes) -> Tensor:
     """Tell which clips stay near the path that the caption and their own first frame imply, (n,).
 
     The speed is the one of the world's that fits best; near is 0.75 pixels on average.
     """
-    start = found.centres[:, 0]
-    frames = found.centres.shape[1]
+    start = measured.centres[:, 0]
+    frames = measured.centres.shape[1]
     along = torch.tensor(list(world.DIRECTIONS.values()))[scenes.direction]
-    gone = ((found.centres - start[:, None]) * along[:, None]).sum(-1)  # n f
+    gone = ((measured.centres - start[:, None]) * along[:, None]).sum(-1)  # n f
     done = torch.linspace(0, 1, frames)
     shortest, longest = world.DISTANCES
     distance = ((gone * done).sum(1) / (done * done).sum()).clamp(
         shortest * (1 - _SPEED_TOLERANCE), longest * (1 + _SPEED_TOLERANCE)
     )
     expected = world.path(start, distance, scenes.direction, scenes.kind, frames)
-    return (found.centres - expected).norm(dim=-1).mean(1) <= _STRAY
+    return (measured.centres - expected).norm(dim=-1).mean(1) <= _STRAY
 
 
 def _chroma_offset(rgb: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ def _centres(mass: Tensor) -> Tensor:
 def _colour(offset: Tensor, mass: Tensor) -> Tensor:
     mean = torch.einsum("nfchw,nfhw->nc", offset, mass)
     palette = torch.stack([render._palette(style) for style in styles.STYLES.values()]).mean(0)
-    wanted = palette - palette.mean(1, keepdim=True)
-    likeness = torch.nn.functional.cosine_similarity(mean[:, None], wanted[None], dim=-1)
+    chroma = palette - palette.mean(1, keepdim=True)
+    likeness = torch.nn.functional.cosine_similarity(mean[:, None], chroma[None], dim=-1)
     return _or_nothing(likeness.argmax(1), mass.flatten(1).sum(1) > 0)
 
 
@@ -155,8 +155,8 @@ def _template(kind: int, size: int, heading: Tensor, centres: Tensor) -> Tensor:
     count = len(heading)
     kinds, length = torch.full((count,), kind), render.lengths(torch.full((count,), size))
 
-    def drawn(at: Tensor) -> Tensor:
-        u, v = render.local(render.pixel_centres(), at, heading, length)
+    def drawn(middles: Tensor) -> Tensor:
+        u, v = render.to_body_axes(render.pixel_centres(), middles, heading, length)
         return render.shapes(u, v, kinds, 0.18)
 
     return drawn(2 * centres - _centres(drawn(centres)))
@@ -174,7 +174,7 @@ def _style_table() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     means, spreads = [], []
     for style in styles.STYLES.values():
-        clips = render.render(world.draw(_STYLE_SAMPLES, generator), style, generator)
+        clips = render.render(world.draw_scenes(_STYLE_SAMPLES, generator), style, generator)
         rgb = (clips + 1) / 2
         strength = _chroma_offset(rgb).norm(dim=2)
         features = _style_features(rgb, (strength - _FLOOR).clamp(min=0))

@@ -23,7 +23,7 @@ _PROMPT_SEED = 7
 
 def held_out_scenes(count: int) -> world.Scenes:
     """Return the scenes whose captions are never trained, always the same for a count."""
-    return world.draw(count, torch.Generator().manual_seed(_PROMPT_SEED), held_out=True)
+    return world.draw_scenes(count, torch.Generator().manual_seed(_PROMPT_SEED), held_out=True)
 
 
 def true_clips(scenes: world.Scenes, style: str) -> Tensor:
@@ -34,17 +34,17 @@ def true_clips(scenes: world.Scenes, style: str) -> Tensor:
 
 def score(clips: Tensor, scenes: world.Scenes, style: str) -> dict[str, Tensor]:
     """Return every metric of each clip, (n,) each, so that methods can be compared in pairs."""
-    found = measure.measure(clips)
+    measured = measure.measure(clips)
     peak = measure.measure(true_clips(scenes, style)).chroma.mean()
     values = {
-        "colour": found.colour == scenes.colour,
-        "kind": found.kind == scenes.kind,
-        "motion": found.motion == scenes.direction,
-        "heading": (found.heading == found.motion) & (found.heading >= 0),
-        "style": found.style == list(styles.STYLES).index(style),
-        "strict": measure.follows_path(found, scenes),
-        "jerk": found.jerk,
-        "chroma": found.chroma / peak,
+        "colour": measured.colour == scenes.colour,
+        "kind": measured.kind == scenes.kind,
+        "motion": measured.motion == scenes.direction,
+        "heading": (measured.heading == measured.motion) & (measured.heading >= 0),
+        "style": measured.style == list(styles.STYLES).index(style),
+        "strict": measure.follows_path(measured, scenes),
+        "jerk": measured.jerk,
+        "chroma": measured.chroma / peak,
     }
     return {name: value.float() for name, value in values.items()}
 
@@ -67,7 +67,7 @@ def chance(scenes: world.Scenes, style: str) -> dict[str, float]:
     clips = torch.cat(
         [true_clips(scenes[i : i + 1], names[n % len(names)]) for n, i in enumerate(order.tolist())]
     )
-    found = summary(score(clips, scenes, style))
+    means = summary(score(clips, scenes, style))
     measured = measure.measure(clips)
     by_luck = (measured.heading == measured.motion.roll(1)).float().mean().item()
-    return {k: found[k] for k in SHARES} | {"heading": by_luck}
+    return {k: means[k] for k in SHARES} | {"heading": by_luck}

@@ -24,7 +24,7 @@ _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-def unet() -> UNet2DConditionModel:
+def build_unet() -> UNet2DConditionModel:
     """Return a new UNet: attention on the first level and in the middle, plain on the second."""
     return UNet2DConditionModel(
         sample_size=world.SIZE // 2,
@@ -39,12 +39,12 @@ def unet() -> UNet2DConditionModel:
     )
 
 
-def motion_module(image_unet: UNet2DConditionModel) -> MotionModule:
+def build_motion_module(image_unet: UNet2DConditionModel) -> MotionModule:
     """Return a new motion module for a UNet, with a part at every address that takes one."""
     return MotionModule(layout.config_for(image_unet, num_heads=HEADS))
 
 
-def text_encoder() -> CLIPTextModel:
+def build_text_encoder() -> CLIPTextModel:
     """Return a new two-layer CLIP text encoder for the world's words."""
     size = len(_tokens())
     config = CLIPTextConfig(

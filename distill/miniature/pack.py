@@ -18,7 +18,7 @@ from .build import Folders, teacher_cfg
 from .recipe import RECIPES
 
 
-def pack(
+def pack_build(
     build: Path, target: Path = shipped.WEIGHTS, names: Sequence[str] = tuple(styles.STYLES)
 ) -> Path:
     """Write a finished build's weights as they ship: in float16, with gates' figures and card.
@@ -50,27 +50,28 @@ def pack_students(
     are. A consistency student is none of them: `generate` draws with Euler. Raises ValueError where
     the run lacks one of them, or a student does not tell its training, and then writes nothing.
     """
-    found = {s.steps: s for s in students(run) if s.metadata["loss"] != "consistency"}
-    wanted = steps or [n for n in shipped.STUDENTS if n in found] or shipped.STUDENTS
-    if missing := [str(n) for n in wanted if n not in found]:
+    finished = {s.steps: s for s in students(run) if s.metadata["loss"] != "consistency"}
+    chosen = steps or [n for n in shipped.STUDENTS if n in finished] or shipped.STUDENTS
+    if missing := [str(n) for n in chosen if n not in finished]:
         raise ValueError(f"{run} holds no student for {', '.join(missing)} steps; train it first.")
     new = [
-        replace(known, path=target / shipped.student(n).name)
-        for n, known in found.items()
-        if n in wanted
+        replace(student, path=target / shipped.student(n).name)
+        for n, student in finished.items()
+        if n in chosen
     ]
     listed = _students_in(target, new)
-    for known in new:
-        checkpoint.save(known.build(dtype=torch.float16), known.path, metadata=known.metadata)
+    for student in new:
+        checkpoint.save(student.build(dtype=torch.float16), student.path, metadata=student.metadata)
     write_card(target, shipped.cfg(), listed)
-    return [known.path for known in new]
+    return [student.path for student in new]
 
 
 def write_card(target: Path, teacher_cfg: float, listed: Sequence[MotionCheckpoint]) -> None:
     """Write the model card of the weights in a folder, with the students that it lists."""
     with atomic_path(target / "README.md") as temporary:
         temporary.write_text(
-            card.write(RECIPES["full"], teacher_cfg, target / "gates", listed), encoding="utf-8"
+            card.format_card(RECIPES["full"], teacher_cfg, target / "gates", listed),
+            encoding="utf-8",
         )
 
 
@@ -79,14 +80,14 @@ def _students_in(target: Path, new: Sequence[MotionCheckpoint] = ()) -> list[Mot
 
     Raises ValueError for one that does not tell its training.
     """
-    known = {s.path: s for s in new}
+    by_file = {s.path: s for s in new}
     files = [target / shipped.student(steps).name for steps in shipped.STUDENTS]
-    return [known.get(f) or load_student(f) for f in files if f in known or f.is_file()]
+    return [by_file.get(f) or load_student(f) for f in files if f in by_file or f.is_file()]
 
 
-def _save_half(part: torch.nn.Module, file: Path) -> None:
+def _save_half(module: torch.nn.Module, file: Path) -> None:
     tensors = {
-        k: t.half().contiguous() for k, t in part.state_dict().items() if t.is_floating_point()
+        k: t.half().contiguous() for k, t in module.state_dict().items() if t.is_floating_point()
     }
     with atomic_path(file) as temporary:
         save_file(tensors, temporary)

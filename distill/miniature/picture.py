@@ -15,7 +15,7 @@ _ENLARGED = 4  # times, pixel by pixel
 _GAP = 2  # pixels between frames, before enlarging
 
 
-def draw(caption: str, out: Path, seed: int, every: int = 2) -> Path:
+def draw_picture(caption: str, out: Path, seed: int, every: int = 2) -> Path:
     """Write a .png of `every`-th frames of the caption's clip in each style, and return it.
 
     Raises ValueError for a caption with words that the miniature does not know.

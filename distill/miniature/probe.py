@@ -75,47 +75,47 @@ def features(clips: Tensor, probe: Probe | None = None) -> Tensor:
     clips: (n, 16, 3, 16, 16); probe: the shipped one by default. Raises ValueError for clips of
     another shape.
     """
-    probe = probe or load()
+    probe = probe or load_probe()
     return torch.cat([probe.features(c.float()) for c in clips.split(_CLIPS_AT_ONCE)])
 
 
 @torch.inference_mode()
 def predict(clips: Tensor, probe: Probe | None = None) -> dict[str, Tensor]:
     """Return the index of every factor that the probe sees, (n,) each; motion is of MOTIONS."""
-    probe = probe or load()
-    found = [probe(c.float()) for c in clips.split(_CLIPS_AT_ONCE)]
-    return {k: torch.cat([logits[k].argmax(1) for logits in found]) for k in FACTORS}
+    probe = probe or load_probe()
+    outputs = [probe(c.float()) for c in clips.split(_CLIPS_AT_ONCE)]
+    return {k: torch.cat([logits[k].argmax(1) for logits in outputs]) for k in FACTORS}
 
 
 @lru_cache(maxsize=1)
-def load(file: Path = FILE) -> Probe:
+def load_probe(file: Path = FILE) -> Probe:
     """Return the trained probe, in float32."""
     probe = Probe().requires_grad_(False).eval()
     probe.load_state_dict({k: t.float() for k, t in load_file(file).items()})
     return probe
 
 
-def train(folder: Path, seed: int = 0, options: LoopOptions = LOOP) -> Probe:
+def train_probe(folder: Path, seed: int = 0, options: LoopOptions = LOOP) -> Probe:
     """Train a probe from a seed, resumable in `folder`; see training_loop.train for its errors."""
     torch.manual_seed(seed)
     probe = Probe()
-    loop.train("probe", stages.trainable(probe=probe), loss(probe, seed), options, folder)
+    loop.train("probe", stages.trainable(probe=probe), probe_loss(probe, seed), options, folder)
     return probe.requires_grad_(False).eval()
 
 
-def save(probe: Probe, file: Path = FILE) -> Path:
+def save_probe(probe: Probe, file: Path = FILE) -> Path:
     """Write a probe as it ships, in float16."""
     with atomic_path(file) as temporary:
         save_file({k: t.half().contiguous() for k, t in probe.state_dict().items()}, temporary)
     return file
 
 
-def loss(probe: Probe, seed: int) -> LossOfStep:
+def probe_loss(probe: Probe, seed: int) -> LossOfStep:
     """Return the cross-entropy over all factors of a step's clips."""
 
     def of_step(step: int) -> Tensor:
         generator = stages.step_generator(seed, step)
-        clips, labels = draw(all_scenes(_BATCH, generator), generator, TREATMENTS)
+        clips, labels = draw_clips(all_scenes(_BATCH, generator), generator, TREATMENTS)
         logits = probe(clips)
         return sum(nn.functional.cross_entropy(logits[k], labels[k]) for k in FACTORS)
 
@@ -132,7 +132,7 @@ def all_scenes(count: int, generator: torch.Generator) -> world.Scenes:
     return world.place(*factors, torch.ones(count, dtype=torch.bool), generator)
 
 
-def draw(
+def draw_clips(
     scenes: world.Scenes, generator: torch.Generator, treatments: Sequence[float] = UNTREATED
 ) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Return clips of scenes in random styles, (n, 16, 3, 16, 16), and the index of every factor.
@@ -172,9 +172,9 @@ def _orders(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _check(clips: Tensor) -> None:
-    wanted = (world.FRAMES, 3, world.SIZE, world.SIZE)
-    if clips.ndim != 5 or tuple(clips.shape[1:]) != wanted:
+    shape = (world.FRAMES, 3, world.SIZE, world.SIZE)
+    if clips.ndim != 5 or tuple(clips.shape[1:]) != shape:
         raise ValueError(
-            f"the probe wants clips of shape (n, {', '.join(map(str, wanted))}), not "
+            f"the probe wants clips of shape (n, {', '.join(map(str, shape))}), not "
             f"{tuple(clips.shape)}; generate {world.FRAMES} frames of the miniature."
         )

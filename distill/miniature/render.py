@@ -52,7 +52,7 @@ def shapes(u: Tensor, v: Tensor, kind: Tensor, softness: float, grow: float = 0.
     return torch.sigmoid((grow - distance) / (softness / 2.5))
 
 
-def local(points: Tensor, centres: Tensor, direction: Tensor, length: Tensor):
+def to_body_axes(points: Tensor, centres: Tensor, direction: Tensor, length: Tensor):
     """Return u and v of pixels (h, w, 2) around centres (n, f, 2), in half body lengths."""
     along = torch.tensor(list(world.DIRECTIONS.values()))[direction]  # n 2
     offset = (points - centres[:, :, None, None]) / length[:, None, None, None, None]
@@ -75,7 +75,7 @@ def lengths(size: Tensor) -> Tensor:
 def _coverages(scenes: Scenes, centres: Tensor, style: Style) -> tuple[Tensor, Tensor, Tensor]:
     """Return the body's, the head's and the rim's coverage, each (n, f, h, w)."""
     length = lengths(scenes.size)
-    u, v = local(pixel_centres(), centres, scenes.direction, length)
+    u, v = to_body_axes(pixel_centres(), centres, scenes.direction, length)
     softness = style.softness / length.mean().item()
     body = shapes(u, v, scenes.kind, softness)
     head = torch.sigmoid((u - _HEAD_FROM) / 0.12)

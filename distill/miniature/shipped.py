@@ -57,7 +57,7 @@ def cfg() -> float:
 
 
 def _assemble(folder: Path, style: str) -> None:
-    unet, encoder = models.unet(), models.text_encoder()
+    unet, encoder = models.build_unet(), models.build_text_encoder()
     unet.load_state_dict(load_file(WEIGHTS / f"{style}.safetensors"))
     encoder.load_state_dict(load_file(WEIGHTS / TEXT_ENCODER))
     models.write_base(folder, unet, encoder)

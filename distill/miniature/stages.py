@@ -51,7 +51,7 @@ def base_loss(base: BaseModel, style: str, stage: Stage, seed: int) -> LossOfSte
 
     def loss(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        scenes = world.draw(stage.batch, generator)
+        scenes = world.draw_scenes(stage.batch, generator)
         moment = torch.randint(world.FRAMES, (stage.batch,), generator=generator)
         images = render.render(scenes, styles.STYLES[style], generator, moment=moment)[:, 0]
         captions = drop_captions(scenes.captions(), stage.no_caption, generator)
@@ -77,7 +77,7 @@ def motion_loss(
 
     def loss(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        scenes = world.draw(stage.batch, generator)
+        scenes = world.draw_scenes(stage.batch, generator)
         clips = render.render(scenes, styles.STYLES[style], generator)
         captions = drop_captions(scenes.captions(), stage.no_caption, generator)
         images = clips.flatten(0, 1)

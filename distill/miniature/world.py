@@ -56,7 +56,7 @@ class Scenes:
             self.says_size.tolist(),
             strict=True,
         )
-        return [caption(c, k, d, s if told else None) for c, k, s, d, told in words]
+        return [caption(c, k, d, s if says_size else None) for c, k, s, d, says_size in words]
 
     def centres(self, frames: int = FRAMES) -> Tensor:
         """Return where the centre is in each frame, (n, frames, 2), x and y in pixels."""
@@ -86,7 +86,7 @@ def path(start: Tensor, distance: Tensor, direction: Tensor, kind: Tensor, frame
     return start[:, None] + straight + glide
 
 
-def draw(count: int, generator: torch.Generator, held_out: bool = False) -> Scenes:
+def draw_scenes(count: int, generator: torch.Generator, held_out: bool = False) -> Scenes:
     """Draw scenes whose captions are all training captions, or all held-out ones."""
     combinations = torch.tensor(held_out_combinations() if held_out else trained_combinations())
     pick = combinations[_integers(len(combinations), count, generator)]
@@ -133,9 +133,9 @@ def vocabulary() -> list[str]:
 
 def unknown_words(prompt: str) -> list[str]:
     """Return the words of a prompt that the miniature never heard, each once."""
-    known = set(vocabulary())
+    world_words = set(vocabulary())
     words = "".join(c if c.isalpha() else " " for c in prompt.lower()).split()
-    return list(dict.fromkeys(w for w in words if w not in known))
+    return list(dict.fromkeys(w for w in words if w not in world_words))
 
 
 def check_prompt(prompt: str) -> None:

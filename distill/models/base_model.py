@@ -160,9 +160,9 @@ def _load_folder(
             )
     return BaseModel(
         name=path.name,
-        unet=_load_part(UNet2DConditionModel, path, "unet"),
+        unet=_load_model(UNet2DConditionModel, path, "unet"),
         vae=_load_vae(path),
-        text_encoder=_load_part(CLIPTextModel, path, "text_encoder"),
+        text_encoder=_load_model(CLIPTextModel, path, "text_encoder"),
         tokenizer=load_tokenizer(tokenizer or path / "tokenizer"),
         prediction_type=prediction_type or _scheduled_prediction_type(path),
     )
@@ -173,10 +173,10 @@ def _load_vae(path: Path) -> torch.nn.Module:
         config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
     if config.get("_class_name") == PixelUnshuffleVAE.__name__:
         return PixelUnshuffleVAE.from_config(config)  # it has no weights
-    return _load_part(AutoencoderKL, path, "vae")
+    return _load_model(AutoencoderKL, path, "vae")
 
 
-def _load_part(kind: type, path: Path, name: str) -> torch.nn.Module:
+def _load_model(kind: type, path: Path, name: str) -> torch.nn.Module:
     with one_sentence(f"{path.name}/{name}"):
         model, report = kind.from_pretrained(path, subfolder=name, output_loading_info=True)
     # both libraries would fill what is missing with random weights and only log it
@@ -211,7 +211,7 @@ def _load_file(
     with tempfile.TemporaryDirectory() as folder, one_sentence(path.name):
         pipeline = StableDiffusionPipeline.from_single_file(
             str(path),
-            config=str(config or sd15_config.write(Path(folder))),
+            config=str(config or sd15_config.write_configs(Path(folder))),
             tokenizer=words,
             safety_checker=None,
             feature_extractor=None,

@@ -21,14 +21,14 @@ def empty_unet(base: Path) -> UNet2DConditionModel:
     """Return a base model's UNet without weights; ValueError where there is none at the path."""
     if not base.exists():
         raise ValueError(f"the base model {base} was not found; check the path in slots.")
-    known = base / "unet" / "config.json"
-    if base.is_dir() and not known.is_file():
+    config = base / "unet" / "config.json"
+    if base.is_dir() and not config.is_file():
         raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
     if base.is_file():
         check_single_file(base)
     with torch.device("meta"):
         if base.is_dir():
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(known))
+            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(config))
         return UNet2DConditionModel.from_config(sd15_config.UNET)
 
 
@@ -40,11 +40,11 @@ def latent_factor(base: Path, configs: str | Path | None = None) -> int:
     folder = base if base.is_dir() else configs
     if folder is None:
         return pixels_per_latent(sd15_config.VAE)
-    known = Path(folder) / "vae" / "config.json"
-    if not known.is_file():
+    config = Path(folder) / "vae" / "config.json"
+    if not config.is_file():
         raise ValueError(f"{folder} has no vae/config.json; give a diffusers folder or a file.")
     with one_sentence(f"{Path(folder).name}/vae"):
-        return pixels_per_latent(json.loads(known.read_text("utf-8")))
+        return pixels_per_latent(json.loads(config.read_text("utf-8")))
 
 
 def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
@@ -78,19 +78,19 @@ def check_single_file(path: Path) -> None:
     with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
         keys = list(file.keys())
         channels = file.get_slice(_CONV_IN).get_shape()[1] if _CONV_IN in keys else 0
-    for part, what in (
+    for prefix, kind in (
         ("conditioner.embedders.", "an SDXL checkpoint"),
         ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
         (".temporal_transformer.", "a motion module"),
     ):
-        if any(part in k for k in keys):
-            raise ValueError(f"{path.name} is {what}; --base wants an SD1.5 one.")
-    for part, what in (
+        if any(prefix in k for k in keys):
+            raise ValueError(f"{path.name} is {kind}; --base wants an SD1.5 one.")
+    for prefix, kind in (
         ("model.diffusion_model.", "UNet"),
         ("cond_stage_model.", "text encoder"),
         ("first_stage_model.", "VAE"),
     ):
-        if not any(k.startswith(part) for k in keys):
-            raise ValueError(f"{path.name} holds no {what}; --base wants a full SD1.5 checkpoint.")
+        if not any(k.startswith(prefix) for k in keys):
+            raise ValueError(f"{path.name} holds no {kind}; --base wants a full SD1.5 checkpoint.")
     if channels > sd15_config.UNET["in_channels"]:
         raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")

@@ -68,7 +68,7 @@ SCHEDULER = {
 }
 
 
-def write(folder: Path) -> Path:
+def write_configs(folder: Path) -> Path:
     """Write the configs into an existing folder, a few kilobytes, and return it."""
     for name, content in (
         ("model_index.json", MODEL_INDEX),

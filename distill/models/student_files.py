@@ -34,21 +34,24 @@ def students(run: Path) -> list[MotionCheckpoint]:
 
     Raises ValueError where there is none, or one lacks what `train` writes into it.
     """
-    finished = files(run)
-    if not finished:
+    paths = files(run)
+    if not paths:
         raise ValueError(
             f"{run} holds no finished student; give the folder that `train` wrote, once its first "
             "stage is done."
         )
-    return sorted((load_student(f) for f in finished), key=lambda known: -known.steps)
+    return sorted((load_student(f) for f in paths), key=lambda student: -student.steps)
 
 
 def load_student(file: Path) -> MotionCheckpoint:
     """Return a student; ValueError where its file lacks what `train` writes into it."""
-    known = checkpoint.load(file)
-    if any(key not in known.metadata for key in RECORDED) or known.metadata["loss"] not in METHODS:
+    student = checkpoint.load(file)
+    if (
+        any(key not in student.metadata for key in RECORDED)
+        or student.metadata["loss"] not in METHODS
+    ):
         raise ValueError(
             f"{file} does not tell how it was distilled; take it out of {file.parent}, or make it "
             "anew with `train`."
         )
-    return known
+    return student

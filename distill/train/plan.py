@@ -165,7 +165,7 @@ def _is_here(shards: str) -> bool:
     if is_url(shards):
         return True
     try:
-        return bool(latent_shards.find(shards))
+        return bool(latent_shards.find_shards(shards))
     except ValueError:  # one that a pattern names is missing
         return False
 

@@ -38,18 +38,18 @@ def open_videos(data: str, frames: int, fps: float) -> Videos:
 
     Raises ValueError with one sentence where there is none that can be used.
     """
-    shards = video_shards.find(data)
+    shards = video_shards.find_tars(data)
     if shards:
-        return video_shards.scan(shards)
+        return video_shards.scan_shards(shards)
     if not Path(data).is_dir():
         raise ValueError(
             f"--data {data} was not found; give a folder of videos, or shards such as "
             "clips-{0000..0003}.tar."
         )
-    return video_folder.scan(Path(data), frames, fps)
+    return video_folder.scan_folder(Path(data), frames, fps)
 
 
-def draw(
+def draw_clip(
     videos: Videos, shape: ClipShape, no_caption: float, seed: int, step: int, sample: int
 ) -> Clip:
     """Return the clip of a sample of a step: any video, any start, now and then no caption.
@@ -66,7 +66,9 @@ def draw(
             videos.bad[videos.names[index]] = str(error)
             continue
         return Clip(pixels, "" if dropped else videos.captions[index])
-    raise ValueError(f"{_DRAWS} videos in a row are unusable; {video_folder.listing(videos.bad)}")
+    raise ValueError(
+        f"{_DRAWS} videos in a row are unusable; {video_folder.list_skipped(videos.bad)}"
+    )
 
 
 def noise_generator(seed: int, step: int, sample: int) -> torch.Generator:

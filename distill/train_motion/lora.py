@@ -55,7 +55,7 @@ def attach(module: MotionModule, rank: int, generator: torch.Generator) -> Attac
     return AttachedLora(weights, hooks)
 
 
-def save(
+def save_lora(
     weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype, metadata: Mapping[str, object]
 ) -> None:
     """Write the halves of a motion LoRA as .safetensors, atomically."""
@@ -67,13 +67,13 @@ def save(
 
 def _projections(module: MotionModule) -> dict[str, nn.Linear]:
     """Return the layers that a motion LoRA changes, by the released key without its half."""
-    found = {}
-    for address, part in module.parts().items():
-        for i, attention in enumerate(part.transformer_blocks[0].attention_blocks):
+    projections = {}
+    for address, transformer in module.parts().items():
+        for i, attention in enumerate(transformer.transformer_blocks[0].attention_blocks):
             place = f"{address}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}"
             for name, layer in _LAYERS.items():
-                found[f"{place}.processor.{name}_lora"] = attention.get_submodule(layer)
-    return found
+                projections[f"{place}.processor.{name}_lora"] = attention.get_submodule(layer)
+    return projections
 
 
 def _adding(down: Tensor, up: Tensor):

@@ -32,7 +32,7 @@ def claim_work_folder(training: Training) -> None:
     """Write down what is trained, or refuse the checkpoint of something else."""
     file, videos = training.request.work_folder / RUN, training.videos
     record = training.request.fingerprint()
-    record["videos"] = video_folder.digest(videos.names, videos.captions)
+    record["videos"] = video_folder.digest_videos(videos.names, videos.captions)
     distributed.barrier()  # or a slow process could meet a fast one's file
     claim.check_claim(file, record, "a training", _REMEDY)
     distributed.barrier()
@@ -80,7 +80,7 @@ def _save(training: Training) -> None:
     if training.lora is None:
         checkpoint.save(training.module.to(dtype), request.out, metadata=metadata)
     else:
-        lora.save(training.weights, request.out, dtype, metadata)
+        lora.save_lora(training.weights, request.out, dtype, metadata)
 
 
 def _metadata(training: Training) -> dict[str, object]:

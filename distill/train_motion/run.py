@@ -44,9 +44,9 @@ def run(request: MotionRequest) -> None:
         training = prepare(request, device)
         bad_before = len(training.videos.bad)
         results.claim_work_folder(training)
-        train(training)
+        train_weights(training)
         if len(training.videos.bad) > bad_before:
-            _warn(video_folder.listing(training.videos.bad))
+            _warn(video_folder.list_skipped(training.videos.bad))
         if distributed.rank() == 0:
             results.finish(training)
         distributed.barrier()
@@ -63,7 +63,7 @@ def prepare(request: MotionRequest, device: torch.device) -> Training:
         _check_start(start, request)
     videos = clips.open_videos(request.data, request.frames, request.fps)
     if videos.bad:
-        _warn(video_folder.listing(videos.bad))
+        _warn(video_folder.list_skipped(videos.bad))
     base = load_base(request.base, **request.reading(), device=device)
     width, height = (side or base.default_size for side in (request.width, request.height))
     check_size(width, height, base.latent_factor)
@@ -82,7 +82,7 @@ def fresh_module(unet: nn.Module, request: MotionRequest) -> MotionModule:
     return MotionModule(config).initialise(torch.Generator().manual_seed(request.seed))
 
 
-def train(training: Training) -> None:
+def train_weights(training: Training) -> None:
     """Train the weights in place, and leave the base model without the motion module."""
     request = training.request
     options = LoopOptions(
@@ -95,7 +95,7 @@ def train(training: Training) -> None:
     )
     share = request.share(distributed.rank(), distributed.world_size())
     ahead = ReadAhead(
-        lambda step, i: clips.draw(
+        lambda step, i: clips.draw_clip(
             training.videos, training.shape, request.no_caption, request.seed, step, i
         ),
         share,
