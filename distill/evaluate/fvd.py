@@ -4,7 +4,6 @@ AnimateDiff-Lightning section 4.2, table 2: the same prompts and seeds everywher
 the undistilled module at 32 Euler steps with guidance.
 """
 
-import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
-from ..files import claim, clip_writer
+from ..files import claim
 from ..files.digest import digest
 from ..miniature import probe, world
 from ..miniature.names import base_path, is_miniature, motion_module_path
@@ -30,13 +29,11 @@ from ..models.latent_size import check_size
 from ..models.latents import decode_frames, to_images
 from ..sampling.sample import generate_latents
 from . import frechet, i3d, i3d_weights
+from .fvd_report import SHOWN_FRAMES, TABLE, draw_sheet, plot_distances, write_table
 from .fvd_request import RECORD, FvdRequest, Method
 
-TABLE = "fvd.csv"
-COLUMNS = ("base", "motion_module", "sampler", "steps", "cfg", "evaluations", "n", "fvd", "floor")
 OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
-_SHOWN_CLIPS, _SHOWN_FRAMES = 2, 8
-_SMALLEST_SIDE = 64  # pixels of a frame in a contact sheet
+_SHOWN_CLIPS = 2
 Features = Callable[[Tensor], Tensor]
 
 
@@ -144,7 +141,7 @@ class Bench:
                 "fvd": f"{frechet.between(reference, features):.4g}",
                 "floor": f"{floor:.4g}",
             }
-        _draw_sheet(self.request.out / f"{_short(name)}.png", sheet)
+        draw_sheet(self.request.out / f"{_short(name)}.png", sheet)
 
     def measure(
         self, base: "_Lazy", name: str, method: Method, shift: int
@@ -175,7 +172,7 @@ class Bench:
                 new = self._features(clips).cpu().numpy()
                 features = np.concatenate([features, new]) if len(features) else new
                 room = max(0, _SHOWN_CLIPS - len(shown))
-                few = clips[:room, :: max(1, clips.shape[1] // _SHOWN_FRAMES)].numpy()
+                few = clips[:room, :: max(1, clips.shape[1] // SHOWN_FRAMES)].numpy()
                 shown = np.concatenate([shown, few]) if len(shown) else few
                 with atomic_path(file) as temporary:
                     np.savez(temporary, features=features, shown=shown)
@@ -217,38 +214,6 @@ class _Lazy:
         return self._base
 
 
-def write_table(file: Path, rows: Sequence[dict[str, object]]) -> None:
-    """Write rows as CSV."""
-    with (
-        atomic_path(file) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as target,
-    ):
-        writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def plot_distances(rows: Sequence[dict[str, object]], file: Path) -> None:
-    """Draw the distances over network evaluations, a line for each base, and their floors."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(8, 5))
-    for number, base in enumerate(dict.fromkeys(r["base"] for r in rows)):
-        mine = sorted((r for r in rows if r["base"] == base), key=lambda r: r["evaluations"])
-        x, y = [r["evaluations"] for r in mine], [float(r["fvd"]) for r in mine]
-        panel.plot(x, y, "o", color=f"C{number}", label=base)
-        panel.axhline(float(mine[0]["floor"]), color=f"C{number}", linewidth=0.7, linestyle=":")
-    panel.set(xlabel="network evaluations", ylabel="Frechet distance to the teacher", xscale="log")
-    panel.legend()
-    figure.tight_layout()
-    with atomic_path(file) as temporary:
-        figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
-
-
 @cache
 def _digest(path: Path) -> str:
     return digest(path)[:8]
@@ -270,16 +235,6 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         return np.empty((0, 0), np.float32), np.empty(0, np.uint8)
     with np.load(file) as kept:
         return kept["features"], kept["shown"]
-
-
-def _draw_sheet(file: Path, methods: Sequence[np.ndarray]) -> None:
-    """Draw a row a clip: the teacher's above each method's, clip after clip."""
-    clips = [
-        clip_writer.enlarge(shown[clip], _SMALLEST_SIDE)
-        for clip in range(len(methods[0]))
-        for shown in methods
-    ]
-    clip_writer.write_clip(file, clip_writer.rows(clips, _SHOWN_FRAMES)[None], fps=1)
 
 
 def _short(name: str) -> str:
