@@ -144,10 +144,10 @@ def follow_teacher(networks: Networks, batch: Batch, text: Tensor) -> State:
     steps = stage.teacher_steps_of(networks.phase)
     stride = stage.teacher_steps if stage.loss == "consistency" else stage.student_steps
     points = [trajectory.points(p, stride, steps) for p in batch.positions]
-    without = base.encode([""] * len(text)) if stage.cfg != 1 else text
+    negative = base.encode([""] * len(text)) if stage.cfg != 1 else text
     with base.moved_by(networks.teacher):
         return trajectory.follow(
-            lambda x, t: base.predict_guided(x, t, text, without, stage.cfg), batch.x_t, points
+            lambda x, t: base.predict_guided(x, t, text, negative, stage.cfg), batch.x_t, points
         )
 
 

@@ -9,6 +9,8 @@ from torch import Tensor
 from ...samplers import euler, schedule
 from ..files import clip_writer
 from ..models.latents import decode_frames
+from ..sampling.sample import initial_noise
+from ..sampling.settings import ClipSize
 from .config import TrainConfig
 from .losses import Networks
 from .student import MovingBase
@@ -24,9 +26,11 @@ def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
     """
     stage, moving = networks.stage, next(iter(networks.bases.values()))
     teacher_steps = stage.teacher_steps_of(networks.phase)
+    size = ClipSize(frames=config.frames, width=config.width, height=config.height)
     rows = []
     for seed, prompt in enumerate(config.sheet_prompts):
-        noise = _noise(config, moving, seed)
+        generator = torch.Generator().manual_seed(seed)
+        noise = initial_noise(moving.base, size, generator).to(moving.base.device)
         with networks.autocast():
             rows.append(_sample(moving, prompt, noise, stage.student_steps, 1.0))
             with moving.moved_by(networks.teacher):
@@ -39,23 +43,12 @@ def write(file: Path, picture: np.ndarray) -> Path:
     return clip_writer.write_clip(file, clip_writer.enlarge(picture[None], _SMALLEST_SIDE), fps=1)
 
 
-def _noise(config: TrainConfig, moving: MovingBase, seed: int) -> Tensor:
-    base = moving.base
-    shape = (
-        base.latent_channels,
-        config.height // base.latent_factor,
-        config.width // base.latent_factor,
-    )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, config.frames, *shape, generator=generator).to(base.device)
-
-
 def _sample(moving: MovingBase, prompt: str, noise: Tensor, steps: int, cfg: float) -> Tensor:
     """Return a clip's latents (frames, c, h, w)."""
-    text, without = moving.encode([prompt]), moving.encode([""])
+    text, negative = moving.encode([prompt]), moving.encode([""])
 
     def predict_eps(x: Tensor, t: int) -> Tensor:
         times = torch.tensor([t], device=x.device)
-        return moving.predict_guided(x, times, text, without, cfg)
+        return moving.predict_guided(x, times, text, negative, cfg)
 
-    return euler.sample(predict_eps, noise, schedule.trailing_timesteps(steps))[0]
+    return euler.sample(predict_eps, noise[None], schedule.trailing_timesteps(steps))[0]

@@ -9,13 +9,12 @@ base is never broadcast.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ...motion_module.inject import inject
 from ...motion_module.module import MotionModule
-from ...samplers import prediction
+from ...samplers import guidance, prediction
 from ..models.base_model import BaseModel, encode_prompts
 
 
@@ -46,17 +45,13 @@ class MovingBase:
         return rearrange(eps, "(b f) c h w -> b f c h w", f=frames)
 
     def predict_guided(
-        self, x: Tensor, t: Tensor, text: Tensor, without: Tensor, cfg: float
+        self, x: Tensor, t: Tensor, text: Tensor, negative: Tensor, cfg: float
     ) -> Tensor:
-        """Return eps under guidance, eps_without + cfg (eps - eps_without).
+        """Return eps under guidance, as `predict_eps`, see samplers/guidance.py.
 
-        without (clips, tokens, width): the embedding of the empty caption.
+        negative (clips, tokens, width): the embedding of the empty caption.
         """
-        if cfg == 1:
-            return self.predict_eps(x, t, text)
-        both = torch.cat([without, text])
-        unwanted, wanted = self.predict_eps(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return unwanted + cfg * (wanted - unwanted)
+        return guidance.predict_guided(self.predict_eps, x, t, text, negative, cfg)
 
     @contextlib.contextmanager
     def moved_by(self, teacher: MotionModule) -> Iterator[None]:
