@@ -62,7 +62,7 @@ class RunFolder:
         through a forward, which like the number of processes changes nothing.
         """
         file = self.root / RUN
-        if file.is_file() and claim.read(file).get("format") != FORMAT:
+        if file.is_file() and claim.read_record(file).get("format") != FORMAT:
             raise ValueError(
                 f"{self.root} holds a run of another version of this program; finish it with that "
                 "version, or choose another --out."
