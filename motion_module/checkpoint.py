@@ -87,7 +87,9 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     try:
         tensors, metadata = files.read(path)
         layout = keys.layout_of(tensors)
-        refusal = (recognise.refuse_known if layout else recognise.refuse_other)(tensors)
+        if layout is None:
+            raise CheckpointError(recognise.refuse_other(tensors))
+        refusal = recognise.refuse_known(tensors)
         if refusal:
             raise CheckpointError(refusal)
         if layout == "diffusers":

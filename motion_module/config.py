@@ -45,10 +45,16 @@ class MotionModuleConfig:
 
     def addresses(self) -> dict[str, int]:
         """Return the channels of every motion module by its address, in file order."""
-        out = {}
+        channels_by_address: dict[str, int] = {}
         for i, block in enumerate(self.down_blocks):
-            out |= {f"down_blocks.{i}.motion_modules.{j}": c for j, c in enumerate(block)}
-        out |= {f"mid_block.motion_modules.{j}": c for j, c in enumerate(self.mid_block)}
+            channels_by_address |= {
+                f"down_blocks.{i}.motion_modules.{j}": c for j, c in enumerate(block)
+            }
+        channels_by_address |= {
+            f"mid_block.motion_modules.{j}": c for j, c in enumerate(self.mid_block)
+        }
         for i, block in enumerate(self.up_blocks):
-            out |= {f"up_blocks.{i}.motion_modules.{j}": c for j, c in enumerate(block)}
-        return out
+            channels_by_address |= {
+                f"up_blocks.{i}.motion_modules.{j}": c for j, c in enumerate(block)
+            }
+        return channels_by_address

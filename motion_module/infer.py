@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -68,9 +69,9 @@ def _part_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[int
     return tuple(parts[j] for j in sorted(parts))
 
 
-def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, object]:
+def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     default = MotionModuleConfig()
-    out: dict[str, object] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
+    out: dict[str, Any] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
     for name in ("num_heads", "norm_groups"):
         text = metadata.get(name, str(getattr(default, name)))
         if not text.isdecimal():

@@ -7,6 +7,7 @@ UNet2DConditionModel (down_blocks, mid_block, up_blocks).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -37,7 +38,7 @@ def sites(unet: nn.Module) -> dict[str, Site]:
     )
 
 
-def config_for(unet: nn.Module, **options: object) -> MotionModuleConfig:
+def config_for(unet: nn.Module, **options: Any) -> MotionModuleConfig:
     """Return the config of a motion module with a part at every site of a UNet.
 
     `options` are further fields of the config. Raises ValueError as `sites` does.
@@ -45,11 +46,12 @@ def config_for(unet: nn.Module, **options: object) -> MotionModuleConfig:
     blocks: dict[str, list[int]] = {}
     for address, site in sites(unet).items():
         blocks.setdefault(address.partition(".motion_modules")[0], []).append(site.channels)
-    sides = {
-        side: tuple(tuple(c) for name, c in blocks.items() if name.startswith(side))
+    down_blocks, up_blocks = (
+        tuple(tuple(channels) for name, channels in blocks.items() if name.startswith(side))
         for side in ("down_blocks", "up_blocks")
-    }
-    return MotionModuleConfig(**sides, mid_block=tuple(blocks.get("mid_block", ())), **options)
+    )
+    mid_block = tuple(blocks.get("mid_block", ()))
+    return MotionModuleConfig(down_blocks, mid_block, up_blocks, **options)
 
 
 def check_fit(config: MotionModuleConfig, unet_sites: dict[str, Site]) -> None:
@@ -76,7 +78,10 @@ def check_fit(config: MotionModuleConfig, unet_sites: dict[str, Site]) -> None:
             )
 
 
-def _ldm_sites(unet: nn.Module) -> dict[str, Site]:
+# below, Any stands for submodules of foreign UNets: their attributes are known by name, not by type
+
+
+def _ldm_sites(unet: Any) -> dict[str, Site]:
     found: dict[str, Site] = {}
     for side, blocks in (("down_blocks", unet.input_blocks), ("up_blocks", unet.output_blocks)):
         level, j = 0, 0
@@ -95,7 +100,7 @@ def _ldm_sites(unet: nn.Module) -> dict[str, Site]:
     return found
 
 
-def _ldm_site(sequential: nn.Module, prefix: str) -> Site | None:
+def _ldm_site(sequential: Any, prefix: str) -> Site | None:
     site, channels = None, 0
     for index, layer in enumerate(sequential):
         if hasattr(layer, "out_layers"):  # ResBlock
@@ -113,7 +118,7 @@ def _is_ldm_sampler(layer: nn.Module) -> bool:
     return is_up_or_down and not hasattr(layer, "out_layers")
 
 
-def _diffusers_sites(unet: nn.Module) -> dict[str, Site]:
+def _diffusers_sites(unet: Any) -> dict[str, Site]:
     found: dict[str, Site] = {}
     sides = [
         (f"{s}.{i}", b)

@@ -1,6 +1,7 @@
 """The full set of motion modules of one UNet, keyed word for word like the released files."""
 
 from types import ModuleType
+from typing import cast
 
 import torch
 from torch import nn
@@ -33,7 +34,9 @@ class MotionModule(nn.Module):
     def parts(self) -> dict[str, TemporalTransformer]:
         """Return every temporal transformer by address, such as up_blocks.3.motion_modules.2."""
         return {
-            address: self.get_submodule(f"{address}.temporal_transformer")
+            address: cast(
+                TemporalTransformer, self.get_submodule(f"{address}.temporal_transformer")
+            )
             for address in self.config.addresses()
         }
 

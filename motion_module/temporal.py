@@ -47,6 +47,8 @@ class FrameWindows(Protocol):
 class PositionalEncoding(nn.Module):
     """Adds each frame's position; the table is a buffer because released files carry it."""
 
+    pe: Tensor
+
     def __init__(self, num_positions: int, channels: int) -> None:
         super().__init__()
         self.register_buffer("pe", sinusoidal_positions(num_positions, channels))
@@ -113,9 +115,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     logit_scale = None if scale == 1.0 else scale / math.sqrt(q.shape[-1])
     if q.shape[0] <= MAX_ATTENTION_BATCH:
         return functional.scaled_dot_product_attention(q, k, v, scale=logit_scale)
-    parts = zip(*(x.split(MAX_ATTENTION_BATCH) for x in (q, k, v)), strict=True)
+    batches = zip(*(x.split(MAX_ATTENTION_BATCH) for x in (q, k, v)), strict=True)
     return torch.cat(
-        [functional.scaled_dot_product_attention(*p, scale=logit_scale) for p in parts]
+        [functional.scaled_dot_product_attention(q, k, v, scale=logit_scale) for q, k, v in batches]
     )
 
 

@@ -25,7 +25,7 @@ def parse(script: str, num_frames: int) -> list[Keyframe]:
 
     Raises ValueError that names the line where a keyframe is malformed, out of range or double.
     """
-    lines = {}
+    lines: dict[int, tuple[int, Keyframe]] = {}  # by frame: the line's number and its keyframe
     for number, keyframe in _keyframes(script, num_frames):
         if keyframe.frame in lines:
             raise ValueError(
