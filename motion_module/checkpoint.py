@@ -52,11 +52,11 @@ class MotionCheckpoint:
         return module.eval().requires_grad_(False)
 
     def without_tensors(self) -> "MotionCheckpoint":
-        """Return what is known of the file without holding its weights."""
+        """Return the checkpoint without its weights."""
         return replace(self, state_dict={})
 
     def describe(self) -> dict[str, str]:
-        """Return what was found as label -> text, for a table."""
+        """Return the file's properties as label -> text, for a table."""
         channels = sorted(set(self.config.addresses().values()))
         with torch.device("meta"):
             parameters = sum(p.numel() for p in MotionModule(self.config).parameters())
@@ -89,7 +89,7 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
         layout = keys.layout_of(tensors)
         if layout is None:
             raise CheckpointError(recognise.refuse_other(tensors))
-        refusal = recognise.refuse_known(tensors)
+        refusal = recognise.refuse_as_motion_module(tensors)
         if refusal:
             raise CheckpointError(refusal)
         if layout == "diffusers":

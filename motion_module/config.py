@@ -36,11 +36,12 @@ class MotionModuleConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}.")
         for address, channels in self.addresses().items():
-            for what, n in (("heads", self.num_heads), ("norm groups", self.norm_groups)):
-                if channels % n:
+            for unit, count in (("heads", self.num_heads), ("norm groups", self.norm_groups)):
+                if channels % count:
                     raise ValueError(
-                        f"{address} has {channels} channels, which do not divide into {n} {what}; "
-                        f"set {'num_heads' if what == 'heads' else 'norm_groups'} to a divisor."
+                        f"{address} has {channels} channels, "
+                        f"which do not divide into {count} {unit}; "
+                        f"set {'num_heads' if unit == 'heads' else 'norm_groups'} to a divisor."
                     )
 
     def addresses(self) -> dict[str, int]:

@@ -31,12 +31,12 @@ class CheckpointError(ValueError):
 
 
 def read(
-    path: Path, wanted: recognise.Wanted = "motion module"
+    path: Path, kind: recognise.FileKind = "motion module"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by key, and the metadata, of a .safetensors file or a pickle of tensors.
 
     Raises CheckpointError for a file that is missing, damaged, holds more than tensors, or none
-    and so is not what is `wanted`.
+    and so is not of that `kind`.
     """
     if path.is_dir():
         raise CheckpointError("is a folder; give the weights file inside it")
@@ -50,7 +50,7 @@ def read(
         content, metadata = _read_safetensors(path)
     else:
         content, metadata = _read_pickle(path), {}
-    return _unwrap(content, wanted), metadata
+    return _unwrap(content, kind), metadata
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
@@ -84,7 +84,7 @@ def _read_pickle(path: Path) -> dict[str, object]:
     return content
 
 
-def _unwrap(content: dict, wanted: recognise.Wanted) -> dict[str, Tensor]:
+def _unwrap(content: dict, kind: recognise.FileKind) -> dict[str, Tensor]:
     """Drop what trainers wrap around the weights: nesting, a config, a "module." prefix."""
     if isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -93,7 +93,7 @@ def _unwrap(content: dict, wanted: recognise.Wanted) -> dict[str, Tensor]:
         raise CheckpointError("holds no tensors; download it again")
     tensors = {k: t for k, t in content.items() if isinstance(t, Tensor)}
     if not tensors:
-        raise CheckpointError(recognise.refuse_other(content, wanted))
+        raise CheckpointError(recognise.refuse_other(content, kind))
     return tensors
 
 
@@ -127,5 +127,5 @@ class atomic_path:  # noqa: N801 - reads as a verb in `with atomic_path(path) as
 
 def remove_half_written(path: Path) -> None:
     """Remove what processes killed inside `atomic_path(path)` left; no other may be writing."""
-    for left in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-        left.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".{path.stem}-*{path.suffix}"):
+        leftover.unlink(missing_ok=True)

@@ -40,13 +40,13 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> MotionModuleConfig:
     sides: dict[str, list] = {"down_blocks": [], "up_blocks": []}
     for side, blocks in sides.items():
         count = 1 + max((int(b.split(".")[1]) for b in channels if b.startswith(side)), default=-1)
-        blocks += [_part_channels(f"{side}.{i}", channels) for i in range(count)]
+        blocks += [_block_channels(f"{side}.{i}", channels) for i in range(count)]
     down, up = len(sides["down_blocks"]), len(sides["up_blocks"])
     if down != up:
         raise CheckpointError(
             f"has {down} down blocks but {up} up blocks; the file is incomplete, download it again"
         )
-    middle = _part_channels("mid_block", channels) if "mid_block" in channels else ()
+    middle = _block_channels("mid_block", channels) if "mid_block" in channels else ()
     tables = (
         t.shape[1] for k, t in tensors.items() if k.endswith("pos_encoder.pe") and t.ndim == 3
     )
@@ -60,26 +60,26 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> MotionModuleConfig:
     )
 
 
-def _part_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[int, ...]:
-    parts = channels.get(block, {})
-    for j in range(1 + max(parts, default=0)):
-        if not parts.get(j):
+def _block_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[int, ...]:
+    channels_by_index = channels.get(block, {})
+    for j in range(1 + max(channels_by_index, default=0)):
+        if not channels_by_index.get(j):
             key = f"{block}.motion_modules.{j}.temporal_transformer.norm.weight"
             raise CheckpointError(f"lacks {key}; the file is incomplete, download it again")
-    return tuple(parts[j] for j in sorted(parts))
+    return tuple(channels_by_index[j] for j in sorted(channels_by_index))
 
 
 def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     default = MotionModuleConfig()
-    out: dict[str, Any] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
+    options: dict[str, Any] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
     for name in ("num_heads", "norm_groups"):
         text = metadata.get(name, str(getattr(default, name)))
         if not text.isdecimal():
             raise CheckpointError(
                 f"has {name}={text!r} in its metadata, which is no whole number; save it again"
             )
-        out[name] = int(text)
-    return out
+        options[name] = int(text)
+    return options
 
 
 def computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:

@@ -38,10 +38,10 @@ class Injection:
         self._unet = weakref.ref(unet)
         unet_sites = layout.sites(unet)
         layout.check_fit(motion_module.config, unet_sites)
-        parts = motion_module.parts().items()
-        self._sites = {address: _Site(part) for address, part in parts}
+        transformers = motion_module.temporal_transformers().items()
+        self._sites = {address: _Site(transformer) for address, transformer in transformers}
         self._hooks = [
-            unet_sites[address].module.register_forward_hook(_hook(site, run))
+            unet_sites[address].module.register_forward_hook(_make_hook(site, run))
             for address, site in self._sites.items()
         ]
 
@@ -53,13 +53,13 @@ class Injection:
     def replace(self, motion_module: MotionModule) -> None:
         """Run another motion module of the same shape in this one's place; no hook moves.
 
-        Raises ValueError where its parts are not this one's.
+        Raises ValueError where it has transformers at other addresses.
         """
-        parts = motion_module.parts()
-        if parts.keys() != self._sites.keys():
+        transformers = motion_module.temporal_transformers()
+        if transformers.keys() != self._sites.keys():
             raise ValueError("a motion module of another shape cannot take this one's place.")
-        for address, part in parts.items():
-            self._sites[address].part = part
+        for address, transformer in transformers.items():
+            self._sites[address].transformer = transformer
         self.motion_module = motion_module
 
     def eject(self) -> None:
@@ -116,17 +116,17 @@ def eject(unet: nn.Module) -> None:
 
 @dataclass
 class _Site:
-    """Where a hook finds the part of the motion module that it runs."""
+    """Where a hook finds the temporal transformer that it runs."""
 
-    part: nn.Module
+    transformer: nn.Module
 
 
-def _hook(site: _Site, run: MotionRun):
+def _make_hook(site: _Site, run: MotionRun):
     def run_motion_module(_module: nn.Module, _inputs: tuple, output):
         if run.num_frames is None or run.num_frames == 1:
             return output
         if isinstance(output, torch.Tensor):
-            return site.part(output, run.num_frames, run.scale, run.windows)
-        return (site.part(output[0], run.num_frames, run.scale, run.windows), *output[1:])
+            return site.transformer(output, run.num_frames, run.scale, run.windows)
+        return (site.transformer(output[0], run.num_frames, run.scale, run.windows), *output[1:])
 
     return run_motion_module

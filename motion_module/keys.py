@@ -21,31 +21,31 @@ _RENAMES = [  # (ours, diffusers), applied to what follows `transformer_blocks.0
     ("norms.1.", "norm2."),
     ("ff_norm.", "norm3."),
 ]
-_PART = re.compile(r"^((?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.\d+\.")
+_MODULE_PREFIX = re.compile(r"^((?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.\d+\.")
 
 
 def layout_of(keys: Mapping[str, object]) -> Layout | None:
     """Return the layout of motion module keys, None where there is no such key."""
-    parts = [k for k in keys if _PART.match(k)]
-    if not parts:
+    module_keys = [k for k in keys if _MODULE_PREFIX.match(k)]
+    if not module_keys:
         return None
-    return "comfyui" if any(".temporal_transformer." in k for k in parts) else "diffusers"
+    return "comfyui" if any(".temporal_transformer." in k for k in module_keys) else "diffusers"
 
 
 def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename diffusers keys to ours; the one position table serves both attentions."""
-    out = {}
+    renamed = {}
     for key, tensor in tensors.items():
         key = from_diffusers_key(key)
-        out[key] = tensor
+        renamed[key] = tensor
         if key.endswith("pos_encoder.pe"):
-            out[key.replace("attention_blocks.0.", "attention_blocks.1.")] = tensor
-    return out
+            renamed[key.replace("attention_blocks.0.", "attention_blocks.1.")] = tensor
+    return renamed
 
 
 def from_diffusers_key(key: str) -> str:
     """Rename one diffusers key to ours."""
-    key = _PART.sub(lambda m: m.group(0) + "temporal_transformer.", key)
+    key = _MODULE_PREFIX.sub(lambda m: m.group(0) + "temporal_transformer.", key)
     head, block, tail = key.partition(".transformer_blocks.0.")
     for ours, theirs in _RENAMES:
         if tail.startswith(theirs):
@@ -59,7 +59,7 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises ValueError where the two attentions of a block have different position tables, which
     that layout cannot hold.
     """
-    out = {}
+    renamed = {}
     for key, tensor in tensors.items():
         if key.endswith("attention_blocks.1.pos_encoder.pe"):
             first = tensors[key.replace("attention_blocks.1.", "attention_blocks.0.")]
@@ -75,5 +75,5 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if tail.startswith(ours):
                 tail = theirs + tail.removeprefix(ours)
                 break
-        out[head + block + tail] = tensor
-    return out
+        renamed[head + block + tail] = tensor
+    return renamed

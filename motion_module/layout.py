@@ -1,4 +1,4 @@
-"""Where each motion module sits in an SD1.5-shaped UNet, told from its structure alone.
+"""Where each motion module sits in an SD1.5-shaped UNet, read from its structure alone.
 
 A motion module follows the spatial transformer of its block, or the ResBlock where there is none,
 before any up- or downsampler (AnimateDiff v2 release). Two layouts are read: the LDM UNet of the
@@ -39,7 +39,7 @@ def sites(unet: nn.Module) -> dict[str, Site]:
 
 
 def config_for(unet: nn.Module, **options: Any) -> MotionModuleConfig:
-    """Return the config of a motion module with a part at every site of a UNet.
+    """Return the config of a motion module with a transformer at every site of a UNet.
 
     `options` are further fields of the config. Raises ValueError as `sites` does.
     """
@@ -56,13 +56,13 @@ def config_for(unet: nn.Module, **options: Any) -> MotionModuleConfig:
 
 def check_fit(config: MotionModuleConfig, unet_sites: dict[str, Site]) -> None:
     """Raise ValueError unless every address of the module is a site of equal channels."""
-    wanted = config.addresses()
-    missing = [a for a in wanted if a not in unet_sites]
+    addresses = config.addresses()
+    missing = [a for a in addresses if a not in unet_sites]
     # a site without a motion module is fine only in the middle: v3 has none there
-    unfilled = [a for a in unet_sites if a not in wanted and not a.startswith("mid_block")]
+    unfilled = [a for a in unet_sites if a not in addresses and not a.startswith("mid_block")]
     wrong = [
         f"{a} has {c} channels, the UNet {unet_sites[a].channels}"
-        for a, c in wanted.items()
+        for a, c in addresses.items()
         if a in unet_sites and unet_sites[a].channels != c
     ]
     for problem, places in (
@@ -82,22 +82,22 @@ def check_fit(config: MotionModuleConfig, unet_sites: dict[str, Site]) -> None:
 
 
 def _ldm_sites(unet: Any) -> dict[str, Site]:
-    found: dict[str, Site] = {}
+    unet_sites: dict[str, Site] = {}
     for side, blocks in (("down_blocks", unet.input_blocks), ("up_blocks", unet.output_blocks)):
         level, j = 0, 0
         for index, sequential in enumerate(blocks):
             prefix = f"{'input' if side == 'down_blocks' else 'output'}_blocks.{index}"
             site = _ldm_site(sequential, prefix)
             if site is not None:
-                found[f"{side}.{level}.motion_modules.{j}"] = site
+                unet_sites[f"{side}.{level}.motion_modules.{j}"] = site
                 j += 1
             # the convolution in front has neither a site nor a sampler behind one
             if any(_is_ldm_sampler(layer) for layer in sequential):
                 level, j = level + 1, 0
     middle = _ldm_site(unet.middle_block, "middle_block")
     if middle is not None:
-        found["mid_block.motion_modules.0"] = middle
-    return found
+        unet_sites["mid_block.motion_modules.0"] = middle
+    return unet_sites
 
 
 def _ldm_site(sequential: Any, prefix: str) -> Site | None:
@@ -119,7 +119,7 @@ def _is_ldm_sampler(layer: nn.Module) -> bool:
 
 
 def _diffusers_sites(unet: Any) -> dict[str, Site]:
-    found: dict[str, Site] = {}
+    unet_sites: dict[str, Site] = {}
     sides = [
         (f"{s}.{i}", b)
         for s in ("down_blocks", "up_blocks")
@@ -134,5 +134,7 @@ def _diffusers_sites(unet: Any) -> dict[str, Site]:
             if prefix == "mid_block" and kind == "resnets" and j > 0:
                 break
             channels = block.resnets[j].out_channels
-            found[f"{prefix}.motion_modules.{j}"] = Site(module, f"{prefix}.{kind}.{j}", channels)
-    return found
+            unet_sites[f"{prefix}.motion_modules.{j}"] = Site(
+                module, f"{prefix}.{kind}.{j}", channels
+            )
+    return unet_sites

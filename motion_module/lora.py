@@ -50,7 +50,7 @@ def load(path: str | os.PathLike) -> MotionLora:
         refusal = recognise.refuse_as_lora(tensors)
         if refusal:
             raise CheckpointError(refusal)
-        pairs = _pairs(tensors)
+        pairs = _pair_halves(tensors)
         _validate(pairs)
         refusals.check_finite(tensors)
     except CheckpointError as error:
@@ -70,7 +70,7 @@ def weight_patches(lora: MotionLora, config: MotionModuleConfig) -> dict[str, Pa
     beyond = set(lora.beyond(config))
     pairs = {k: pair for k, pair in lora.pairs.items() if k not in beyond}
     unknown = [k for k in pairs if k not in weights]
-    wrong = [
+    wrong_shape = [
         f"{k} of {up.shape[0]} x {down.shape[1]} instead of {weights[k][0]} x {weights[k][1]}"
         for k, (up, down) in pairs.items()
         if k in weights and (up.shape[0], down.shape[1]) != weights[k]
@@ -78,7 +78,7 @@ def weight_patches(lora: MotionLora, config: MotionModuleConfig) -> dict[str, Pa
     advice = "use a motion LoRA made for this kind of motion module"
     try:
         refusals.refuse(
-            ("is for another motion module: it changes", wrong, advice),
+            ("is for another motion module: it changes", wrong_shape, advice),
             ("is for another motion module: this one lacks", unknown, advice),
         )
     except CheckpointError as error:
@@ -120,22 +120,22 @@ def merge(module: MotionModule, loras: Sequence[tuple[MotionLora, float]]) -> Me
         for key, pair in weight_patches(lora, module.config).items():
             changes.setdefault(key, []).append((pair, strength))
     originals = {key: module.get_parameter(key).data for key in changes}
-    merged = {key: _changed(originals[key], terms) for key, terms in changes.items()}
+    merged = {key: _add_terms(originals[key], terms) for key, terms in changes.items()}
     for key, weight in merged.items():
         module.get_parameter(key).data = weight
     return Merged(module, originals, merged)
 
 
-def _changed(weight: Tensor, terms: Sequence[tuple[Pair, float]]) -> Tensor:
+def _add_terms(weight: Tensor, terms: Sequence[tuple[Pair, float]]) -> Tensor:
     total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     for (up, down), strength in terms:
         total += strength * (up.to(total) @ down.to(total))
     return total.to(weight.dtype)
 
 
-def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
+def _pair_halves(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     halves: dict[str, dict[str, Tensor]] = {"up": {}, "down": {}}
-    unknown, twice = [], []
+    unknown, duplicates = [], []
     for key, tensor in tensors.items():
         match = _HALF.match(key)
         if match is None or "motion_modules." not in key:
@@ -144,14 +144,14 @@ def _pairs(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
         half = halves[_NAMES.get(match.group(2), match.group(2))]
         target = _weight_key(match.group(1))
         if target in half:
-            twice.append(key)
+            duplicates.append(key)
         half[target] = tensor
     up, down = halves["up"], halves["down"]
     missing = [f"the up half of {k}" for k in down if k not in up]
     missing += [f"the down half of {k}" for k in up if k not in down]
     refusals.refuse(
         ("has unknown", unknown, "use a motion LoRA with AnimateDiff's or diffusers' key names"),
-        ("changes one weight twice, again by", twice, "download it again"),
+        ("changes one weight twice, again by", duplicates, "download it again"),
         ("lacks", missing, "the file is incomplete, download it again"),
     )
     return {k: (up[k], down[k]) for k in down}

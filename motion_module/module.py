@@ -14,8 +14,8 @@ class MotionModule(nn.Module):
     """All temporal transformers of a motion module (AnimateDiff v2: 21, 453,209,280 parameters).
 
     `layers` provides Linear, LayerNorm and GroupNorm: torch.nn, or a host's own set that knows how
-    to place its weights. The class has no forward of its own: `inject` hooks each part behind
-    its UNet block, and `parts()` gives them by address.
+    to place its weights. The class has no forward of its own: `inject` hooks each temporal
+    transformer behind its UNet block, and `temporal_transformers()` gives them by address.
     """
 
     def __init__(self, config: MotionModuleConfig, layers: ModuleType = nn) -> None:
@@ -23,15 +23,17 @@ class MotionModule(nn.Module):
         self.config = config
 
         def block(channels: tuple[int, ...]) -> nn.Module:
-            parts = nn.ModuleList(_named(TemporalTransformer(c, config, layers)) for c in channels)
-            return nn.ModuleDict({"motion_modules": parts})
+            transformers = nn.ModuleList(
+                _with_released_name(TemporalTransformer(c, config, layers)) for c in channels
+            )
+            return nn.ModuleDict({"motion_modules": transformers})
 
         self.down_blocks = nn.ModuleList(block(channels) for channels in config.down_blocks)
         if config.mid_block:
             self.mid_block = block(config.mid_block)
         self.up_blocks = nn.ModuleList(block(channels) for channels in config.up_blocks)
 
-    def parts(self) -> dict[str, TemporalTransformer]:
+    def temporal_transformers(self) -> dict[str, TemporalTransformer]:
         """Return every temporal transformer by address, such as up_blocks.3.motion_modules.2."""
         return {
             address: cast(
@@ -46,8 +48,8 @@ class MotionModule(nn.Module):
 
         AnimateDiff section 4.2. Returns the module itself.
         """
-        for part in self.parts().values():
-            for name, parameter in part.named_parameters():
+        for transformer in self.temporal_transformers().values():
+            for name, parameter in transformer.named_parameters():
                 if "norm" in name:
                     parameter.fill_(float(name.endswith("weight")))
                 elif parameter.ndim == 2:
@@ -55,9 +57,9 @@ class MotionModule(nn.Module):
                     parameter.uniform_(-bound, bound, generator=generator)
                 else:
                     parameter.zero_()
-            part.proj_out.weight.zero_()
+            transformer.proj_out.weight.zero_()
         return self
 
 
-def _named(part: TemporalTransformer) -> nn.Module:
-    return nn.ModuleDict({"temporal_transformer": part})
+def _with_released_name(transformer: TemporalTransformer) -> nn.Module:
+    return nn.ModuleDict({"temporal_transformer": transformer})

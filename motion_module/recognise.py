@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .config import MotionModuleConfig
 
-Wanted = Literal["motion module", "motion LoRA"]
+FileKind = Literal["motion module", "motion LoRA"]
 
 _IMAGE_LORA = ("a LoRA for the image model", "load it with Load LoRA")
 _CHECKPOINT = ("a Stable Diffusion checkpoint", "use it as the base model")
@@ -16,11 +16,11 @@ _CONTROLNET = ("a ControlNet", "load it with Load ControlNet Model")
 _EMBEDDING = ("a textual inversion embedding", "put it into the embeddings folder")
 _IMAGE_UNET = ("an image UNet without motion", "load it with Load Diffusion Model")
 _USE_SUPPORTED = "use v2, v3, Lightning or AnimateLCM"
-_USE_INSTEAD: dict[Wanted, str] = {
+_USE_INSTEAD: dict[FileKind, str] = {
     "motion module": _USE_SUPPORTED,
     "motion LoRA": "use one for AnimateDiff v2 or v3",
 }
-# (part of a key, what such a file is, what to do with it), the more particular first
+# (fragment of a key, what such a file is, what to do with it), the more particular first
 _OTHER_FILES = [
     ("controlnet_cond_embedding", *_CONTROLNET),
     ("control_model.", *_CONTROLNET),
@@ -49,16 +49,16 @@ _MOTION_LORA = (
 _CROSS_FRAME_POSITIONS = 24
 
 
-def refuse_other(keys: Mapping[str, object], wanted: Wanted = "motion module") -> str:
-    """Return what a file without a single wanted key is, and what to do with it."""
-    if wanted == "motion module" and is_motion_lora(keys):
+def refuse_other(keys: Mapping[str, object], kind: FileKind = "motion module") -> str:
+    """Return what a file without a single key of its kind is, and what to do with it."""
+    if kind == "motion module" and is_motion_lora(keys):
         return _MOTION_LORA
     if any(k.endswith("pos_encoder.positional_encoding") for k in keys):
         return "is a HotShot-XL motion module, which needs an SDXL base; use an SD1.5 motion module"
-    for part, name, advice in _OTHER_FILES:
-        if any(part in k for k in keys):
-            return f"is {name}, not a {wanted}; {advice}"
-    return f"is no {wanted} and of no kind that is known here; {_USE_INSTEAD[wanted]}"
+    for fragment, name, advice in _OTHER_FILES:
+        if any(fragment in k for k in keys):
+            return f"is {name}, not a {kind}; {advice}"
+    return f"is no {kind} and of no kind that is known here; {_USE_INSTEAD[kind]}"
 
 
 def refuse_as_lora(keys: Mapping[str, object]) -> str | None:
@@ -73,7 +73,7 @@ def refuse_as_lora(keys: Mapping[str, object]) -> str | None:
     return refuse_other(keys, "motion LoRA")
 
 
-def refuse_known(tensors: Mapping[str, Tensor]) -> str | None:
+def refuse_as_motion_module(tensors: Mapping[str, Tensor]) -> str | None:
     """Return why a file with motion module keys is refused, None if it is not.
 
     `tensors` may be in either layout.

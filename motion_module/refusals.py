@@ -19,9 +19,9 @@ def named(path: Path, error: ValueError) -> CheckpointError:
 
 def refuse(*problems: tuple[str, Sequence[str], str]) -> None:
     """Raise CheckpointError for the first (verb, findings, advice) that has findings."""
-    for verb, found, advice in problems:
-        if found:
-            raise CheckpointError(f"{verb} {_first(found)}; {advice}")
+    for verb, findings, advice in problems:
+        if findings:
+            raise CheckpointError(f"{verb} {_first(findings)}; {advice}")
 
 
 def wrong_dtypes(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -18,10 +18,10 @@ from .config import MotionModuleConfig
 
 # CUDA's attention kernels take batches below 2^16 only; ComfyUI splits its own at 2^15, too
 MAX_ATTENTION_BATCH = 2**15
-# a long clip goes through in parts of about this many tokens: on a CPU what the caches hold, on any
-# other device enough to keep it busy without the feed-forward's eightfold copy of the whole clip
-PART_TOKENS = {"cpu": 2**11}
-PART_TOKENS_ELSEWHERE = 2**16
+# a long clip goes through in chunks of about this many tokens: on a CPU what the caches hold; on
+# any other device enough to keep it busy, without the feed-forward's eightfold copy of the clip
+CHUNK_TOKENS = {"cpu": 2**11}
+CHUNK_TOKENS_ELSEWHERE = 2**16
 
 
 def sinusoidal_positions(num_positions: int, channels: int) -> Tensor:
@@ -53,13 +53,13 @@ class PositionalEncoding(nn.Module):
         super().__init__()
         self.register_buffer("pe", sinusoidal_positions(num_positions, channels))
 
-    def first(self, num_frames: int, like: Tensor) -> Tensor:
+    def positions(self, num_frames: int, like: Tensor) -> Tensor:
         """Return the table of the first frames, shape (1, num_frames, c), placed like `like`."""
         # .to(): a host that offloads weights moves layers, never bare buffers
         return self.pe[:, :num_frames].to(like)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.first(x.shape[1], x)  # (b h w) f c
+        return x + self.positions(x.shape[1], x)  # (b h w) f c
 
 
 class TemporalAttention(nn.Module):
@@ -87,7 +87,7 @@ class TemporalAttention(nn.Module):
         The projections have no bias, so that to_q(x + pe) = to_q(x) + to_q(pe): every frame is
         projected once, however many windows hold it.
         """
-        positions = self.pos_encoder.first(windows.indices.shape[1], x)
+        positions = self.pos_encoder.positions(windows.indices.shape[1], x)
         projections = [(f(x), f(positions)) for f in (self.to_q, self.to_k, self.to_v)]
         fused = torch.zeros_like(x)
         for window, weight in zip(windows.indices, windows.weights, strict=True):
@@ -193,19 +193,19 @@ class TemporalTransformer(nn.Module):
         longest = num_frames if windows is None else windows.indices.shape[1]
         check_num_frames(x.shape[0], num_frames, longest, self.max_frames)
         clips = rearrange(x, "(b f) c h w -> b f c h w", f=num_frames)
-        hidden = self.mix_in_parts(self.normalise(x, num_frames), scale, windows)
+        hidden = self.mix_in_chunks(self.normalise(x, num_frames), scale, windows)
         height, width = x.shape[2:]
         # added before the frames join the batch, so that the permuted tensor is never copied
         clips = clips + rearrange(hidden, "(b h w) f c -> b f c h w", h=height, w=width)
         return rearrange(clips, "b f c h w -> (b f) c h w")
 
-    def mix_in_parts(self, x: Tensor, scale: float, windows: FrameWindows | None) -> Tensor:
+    def mix_in_chunks(self, x: Tensor, scale: float, windows: FrameWindows | None) -> Tensor:
         """Mix the frames of each position, for a long clip some positions at a time."""
         if windows is None:
             return self.mix(x, scale, None)
-        tokens = PART_TOKENS.get(x.device.type, PART_TOKENS_ELSEWHERE)
-        parts = x.split(max(1, tokens // x.shape[1]))
-        return torch.cat([self.mix(part, scale, windows) for part in parts])
+        tokens = CHUNK_TOKENS.get(x.device.type, CHUNK_TOKENS_ELSEWHERE)
+        chunks = x.split(max(1, tokens // x.shape[1]))
+        return torch.cat([self.mix(chunk, scale, windows) for chunk in chunks])
 
     def mix(self, x: Tensor, scale: float, windows: FrameWindows | None) -> Tensor:
         """Mix the frames of each position, shape (positions, frames, channels)."""

@@ -78,9 +78,9 @@ def windows(num_frames: int, options: ContextOptions, step: int = 0) -> list[Win
 
 def plan(num_frames: int, options: ContextOptions, step: int = 0) -> ContextWindows:
     """Return the windows of a step with their normalised fuse weights."""
-    cut = windows(num_frames, options, step)
-    weights = torch.stack([fuse_weights(w, num_frames, options) for w in cut])
-    indices = torch.tensor(cut)
+    step_windows = windows(num_frames, options, step)
+    weights = torch.stack([fuse_weights(w, num_frames, options) for w in step_windows])
+    indices = torch.tensor(step_windows)
     total = torch.zeros(num_frames, dtype=weights.dtype)
     total.index_add_(0, indices.flatten(), weights.flatten())
     return ContextWindows(indices, weights / total[indices])
@@ -106,14 +106,14 @@ def fuse_weights(window: Window, num_frames: int, options: ContextOptions) -> to
 
 
 def step_shift(step: int) -> float:
-    """Return how far the windows of a step are shifted, as a part of the clip: 0, 1/2, 1/4, 3/4...
+    """Return the shift of a step's windows, as a fraction of the clip: 0, 1/2, 1/4, 3/4...
 
     The van der Corput sequence in base 2: the bits of the step behind the point, in reverse.
     """
-    shift, part = 0.0, 0.5
+    shift, fraction = 0.0, 0.5
     while step:
-        shift += part * (step & 1)
-        step, part = step >> 1, part / 2
+        shift += fraction * (step & 1)
+        step, fraction = step >> 1, fraction / 2
     return shift
 
 
@@ -126,24 +126,24 @@ def _static(num_frames: int, options: ContextOptions) -> list[Window]:
 
 def _looped(num_frames: int, options: ContextOptions, step: int) -> list[Window]:
     length, stride = options.context_length, options.context_length - options.context_overlap
-    first = round(num_frames * step_shift(step))
-    end = first + num_frames - (0 if options.closed_loop else options.context_overlap)
-    return [tuple((s + i) % num_frames for i in range(length)) for s in range(first, end, stride)]
+    start = round(num_frames * step_shift(step))
+    end = start + num_frames - (0 if options.closed_loop else options.context_overlap)
+    return [tuple((s + i) % num_frames for i in range(length)) for s in range(start, end, stride)]
 
 
 def _unrolled(looped: list[Window], num_frames: int) -> list[Window]:
     """Replace every window that runs past the last frame by one at the end and one at the start."""
-    out: list[Window] = []
+    unrolled: list[Window] = []
     for i, window in enumerate(looped):
         if window[-1] > window[0]:
-            out.append(window)
+            unrolled.append(window)
             continue
         length = len(window)
-        out.append(tuple(range(num_frames - length, num_frames)))
+        unrolled.append(tuple(range(num_frames - length, num_frames)))
         if 0 not in looped[(i + 1) % len(looped)]:
-            out.append(tuple(range(length)))
+            unrolled.append(tuple(range(length)))
     # two neighbours may both run past the end, and then nothing is left at the start
-    while missing := set(range(num_frames)).difference(*out):
+    while missing := set(range(num_frames)).difference(*unrolled):
         start = min(min(missing), num_frames - len(looped[0]))
-        out.append(tuple(range(start, start + len(looped[0]))))
-    return list(dict.fromkeys(out))
+        unrolled.append(tuple(range(start, start + len(looped[0]))))
+    return list(dict.fromkeys(unrolled))

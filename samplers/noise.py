@@ -50,8 +50,8 @@ def _shuffled_windows(
         )
     sources = frames.clone()
     generator = torch.Generator().manual_seed(seed)
-    for place in range(context_length, len(frames), stride):
-        count = min(stride, len(frames) - place)
+    for start in range(context_length, len(frames), stride):
+        count = min(stride, len(frames) - start)
         order = torch.randperm(count, generator=generator)
-        sources[place : place + count] = sources[place - context_length + order]
+        sources[start : start + count] = sources[start - context_length + order]
     return sources

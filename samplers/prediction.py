@@ -24,9 +24,9 @@ def coefficients(
 def forward(x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:
     """Noise x0 to timestep t; at t = T (999) the result is pure noise, as in section 3.1."""
     alpha, sigma = coefficients(t, x0)
-    at_end = torch.as_tensor(t, device=x0.device) == NUM_TRAIN_TIMESTEPS - 1
-    at_end = at_end.reshape(at_end.shape + (1,) * (x0.ndim - at_end.ndim))
-    return torch.where(at_end, eps, alpha * x0 + sigma * eps)
+    is_terminal = torch.as_tensor(t, device=x0.device) == NUM_TRAIN_TIMESTEPS - 1
+    is_terminal = is_terminal.reshape(is_terminal.shape + (1,) * (x0.ndim - is_terminal.ndim))
+    return torch.where(is_terminal, eps, alpha * x0 + sigma * eps)
 
 
 def x0_from_eps(x_t: torch.Tensor, eps: torch.Tensor, t: torch.Tensor | int) -> torch.Tensor:

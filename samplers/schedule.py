@@ -30,10 +30,10 @@ def alpha_bar(timesteps: torch.Tensor) -> torch.Tensor:
 
     On the device of the timesteps, but for Apple's GPUs, which have no float64: then on the CPU.
     """
-    home = "cpu" if timesteps.device.type == "mps" else timesteps.device
+    device = "cpu" if timesteps.device.type == "mps" else timesteps.device
     # 1 is appended at the end, so that index -1 is x0
-    table = torch.cat([_alphas_cumprod(), torch.ones(1, dtype=torch.float64)]).to(home)
-    return table[timesteps.to(home).long()]
+    table = torch.cat([_alphas_cumprod(), torch.ones(1, dtype=torch.float64)]).to(device)
+    return table[timesteps.to(device).long()]
 
 
 def trailing_timesteps(num_steps: int) -> list[int]:

@@ -45,7 +45,7 @@ def _keyframes(script: str, num_frames: int) -> Iterator[tuple[int, Keyframe]]:
 
 
 def _keyframe(line: str, number: int, num_frames: int) -> Keyframe:
-    head, colon, text = (part.strip() for part in line.partition(":"))
+    head, colon, text = (field.strip() for field in line.partition(":"))
     if not colon:
         raise ValueError(
             f"line {number}: no colon between frame and prompt; {_EXAMPLE}, a prompt on one line."

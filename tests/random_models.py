@@ -123,7 +123,7 @@ def vae() -> AutoencoderKL:
 def motion_module(image_unet: nn.Module) -> MotionModule:
     """Return a motion module for a UNet, with proj_out random too, so that it changes the clip."""
     module = MotionModule(layout.config_for(image_unet)).initialise()
-    for part in module.parts().values():
+    for part in module.temporal_transformers().values():
         nn.init.normal_(part.proj_out.weight, std=part.proj_out.in_features**-0.5)
     return module.half()  # as the released files
 

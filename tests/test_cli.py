@@ -150,7 +150,7 @@ def test_frames_prompts_and_motion_scale_differ(run, tmp_path):
 
 def test_the_motion_module_given_is_the_one_used(run, tmp_path, models):
     other = checkpoint.load(models.motion_module).build()
-    for part in other.parts().values():
+    for part in other.temporal_transformers().values():
         part.proj_out.weight.zero_()
         part.proj_out.bias.zero_()
     file = checkpoint.save(other, tmp_path / "still.safetensors")

@@ -29,7 +29,7 @@ def test_a_motion_module_breaks_no_graph(thin_unet, thin_config, random_module):
 
 def test_windows_and_the_other_norm_scope_break_no_graph(thin_config, random_module):
     module = random_module(thin_config(CHANNELS, norm_scope="clip"))
-    layer = module.parts()["mid_block.motion_modules.0"]
+    layer = module.temporal_transformers()["mid_block.motion_modules.0"]
     options = context.ContextOptions(context_length=4, context_overlap=2, schedule="static")
     windows = context.plan(FRAMES, options).to(torch.zeros(()))
     explained = trace(layer, torch.zeros(2 * FRAMES, 32, 4, 4), FRAMES, 1.0, windows)

@@ -84,7 +84,7 @@ def test_bad_options_are_refused(options, sentence):
 @pytest.fixture
 def part(thin_config, random_module):
     config = thin_config(channels=(32,), mid=False)
-    return random_module(config).parts()["down_blocks.0.motion_modules.0"]
+    return random_module(config).temporal_transformers()["down_blocks.0.motion_modules.0"]
 
 
 def test_one_window_over_all_is_plain_attention(part: TemporalTransformer):
@@ -111,7 +111,7 @@ def test_long_clips_in_parts_equal_the_whole(part: TemporalTransformer, monkeypa
     part.proj_in.register_forward_hook(lambda _m, inputs, _o: calls.append(len(inputs[0])))
     whole = part(x, 24, windows=plan)
     assert calls == [30]
-    monkeypatch.setitem(temporal.PART_TOKENS, "cpu", 24 * 2)
+    monkeypatch.setitem(temporal.CHUNK_TOKENS, "cpu", 24 * 2)
     torch.testing.assert_close(part(x, 24, windows=plan), whole, rtol=1e-4, atol=1e-5)
     assert calls[1:] == [2] * 15
 

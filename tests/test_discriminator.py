@@ -16,7 +16,7 @@ def parts():
     torch.manual_seed(0)
     unet = models.build_unet().requires_grad_(False)
     module = models.build_motion_module(unet).initialise(seeded(0))
-    for part in module.parts().values():
+    for part in module.temporal_transformers().values():
         torch.nn.init.normal_(part.proj_out.weight, std=0.1, generator=seeded(1))
     return unet, module
 

@@ -16,7 +16,7 @@ def parts():
     student, teacher = (models.build_motion_module(unet) for _ in range(2))
     for seed, module in enumerate((student, teacher)):
         module.initialise(torch.Generator().manual_seed(seed))
-        for part in module.parts().values():
+        for part in module.temporal_transformers().values():
             torch.nn.init.normal_(part.proj_out.weight, std=0.1)
     return unet, student, teacher
 

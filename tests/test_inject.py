@@ -151,7 +151,9 @@ def test_the_same_module_twice_is_one_injection(unet, motion_module):
     once = run(unet)
     assert inject(unet, motion_module, num_frames=FRAMES) is first
     assert torch.equal(run(unet), once)
-    assert sum(len(m._forward_hooks) for m in unet.modules()) == len(motion_module.parts())
+    assert sum(len(m._forward_hooks) for m in unet.modules()) == len(
+        motion_module.temporal_transformers()
+    )
 
 
 def test_ejecting_twice_is_fine_and_leaves_other_hooks(unet, motion_module):
@@ -399,7 +401,7 @@ def test_ldm_parts_run_behind_their_blocks_and_eject_restores(ldm_unet, ldm_modu
     handle.eject()
     assert torch.equal(ldm_unet(x), plain)
     # the same parts put into the Sequentials by hand
-    parts = ldm_module.parts()
+    parts = ldm_module.temporal_transformers()
     for address, (path, _) in LDM_PATHS.items():
         parent, _, index = path.rpartition(".")
         sequential = ldm_unet.get_submodule(parent)

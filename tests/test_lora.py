@@ -72,7 +72,7 @@ def assert_bit_equal(module, state):
 
 def clip(module):
     """Run the first part of a module on a fixed input."""
-    part = module.parts()["down_blocks.0.motion_modules.0"]
+    part = module.temporal_transformers()["down_blocks.0.motion_modules.0"]
     x = torch.randn(8, 32, 4, 4, generator=torch.Generator().manual_seed(9))
     return part(x, num_frames=8)
 

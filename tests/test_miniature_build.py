@@ -70,7 +70,7 @@ def test_fine_tunes_share_the_text_encoder_and_the_module_moves(undisturbed):
     assert not torch.equal(plain.unet.conv_in.weight, toon.unet.conv_in.weight)
     assert plain.prediction_type == "v_prediction"
     module = checkpoint.load(undisturbed / build.MOTION_FILE).build()
-    assert any(p.proj_out.weight.abs().max() > 0 for p in module.parts().values())
+    assert any(p.proj_out.weight.abs().max() > 0 for p in module.temporal_transformers().values())
 
 
 def test_packed_it_is_half_as_precise_and_carries_its_card(undisturbed, tmp_path):

@@ -34,7 +34,7 @@ def part(thin_config, random_module):
     """Factory of one temporal transformer of 64 channels; the same weights in either scope."""
 
     def make(scope: str = "frame") -> temporal.TemporalTransformer:
-        return random_module(thin_config(norm_scope=scope)).parts()[ADDRESS]
+        return random_module(thin_config(norm_scope=scope)).temporal_transformers()[ADDRESS]
 
     return make
 
@@ -246,7 +246,7 @@ def test_every_weight_gets_a_gradient(part, x):
 def test_a_fresh_module_is_the_base_model_until_it_is_trained(thin_config, x):
     module = MotionModule(thin_config())
     assert module.initialise(torch.Generator().manual_seed(0)) is module
-    part = module.parts()[ADDRESS]
+    part = module.temporal_transformers()[ADDRESS]
     assert torch.equal(part(x, FRAMES), x)
     (part(x, FRAMES) ** 2).sum().backward()
     assert part.proj_out.weight.grad.abs().sum() > 0
@@ -276,7 +276,7 @@ def test_released_sizes(config, parameters, tensors, parts):
     assert sum(p.numel() for p in module.parameters()) == parameters
     assert len(module.state_dict()) == tensors
     assert len(keys.to_diffusers({k: torch.empty(0) for k in module.state_dict()})) == parts * 27
-    assert len(module.parts()) == len(config.addresses()) == parts
+    assert len(module.temporal_transformers()) == len(config.addresses()) == parts
     names = [n for n, _ in module.named_parameters()]
     assert sum(n.endswith(("to_q.bias", "to_k.bias", "to_v.bias")) for n in names) == 0
     assert sum(n.endswith("to_out.0.bias") for n in names) == 2 * parts

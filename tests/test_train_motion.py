@@ -45,7 +45,7 @@ def files(tmp_path_factory):
         config = folder / kind / "scheduler" / "scheduler_config.json"
         config.write_text(config.read_text().replace("v_prediction", kind))
     module = models.build_motion_module(unet).initialise()
-    for part in module.parts().values():
+    for part in module.temporal_transformers().values():
         torch.nn.init.normal_(part.proj_out.weight, std=0.1)
     checkpoint.save(module, folder / "module.safetensors", metadata={"steps": 0})
     scenes = world.draw_scenes(2, torch.Generator().manual_seed(0))
@@ -129,7 +129,7 @@ def test_the_loss_falls_on_one_clip_and_the_base_stays_bit_equal(files, request_
 def test_fresh_weights_begin_as_the_bare_base_and_take_more_frames(request_for):
     training = train_motion.prepare(request_for(frames=40, fps=24), CPU)
     assert training.module.config.max_frames == 40
-    parts = training.module.parts().values()
+    parts = training.module.temporal_transformers().values()
     assert all(part.proj_out.weight.abs().max() == 0 for part in parts)
 
 

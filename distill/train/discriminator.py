@@ -23,7 +23,7 @@ _CHANNELS_A_GROUP = 16  # fewer, and a head's last 1 x 1 x 1 map would be normal
 
 
 class Encoder(nn.Module):
-    """The encoder and mid block of an image UNet with those parts of a motion module.
+    """The encoder and mid block of an image UNet, and the motion module's layers for them.
 
     Both are copied in float32; what they are copied from stays untouched.
     """
@@ -33,10 +33,10 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         with torch.device("meta"):  # built anew: a deep copy would take foreign hooks along
-            known = UNet2DConditionModel.from_config(unet.config)
-        self.time_proj, self.time_embedding = known.time_proj, known.time_embedding
-        self.conv_in, self.down_blocks = known.conv_in, known.down_blocks
-        self.mid_block = known.mid_block
+            image_unet = UNet2DConditionModel.from_config(unet.config)
+        self.time_proj, self.time_embedding = image_unet.time_proj, image_unet.time_embedding
+        self.conv_in, self.down_blocks = image_unet.conv_in, image_unet.down_blocks
+        self.mid_block = image_unet.mid_block
         _copy(unet, self)
         self.base_embedding = nn.Embedding(num_bases, self.time_embedding.linear_2.out_features)
         nn.init.zeros_(self.base_embedding.weight)
@@ -153,7 +153,9 @@ def _at_least_two(x: Tensor) -> Tensor:
 
 def _copy(source: nn.Module, target: nn.Module) -> None:
     """Give a module copies in float32 of those weights of another that have its names."""
-    known = source.state_dict()
-    weights = {k: known[k].detach().to(torch.float32, copy=True) for k in target.state_dict()}
+    source_weights = source.state_dict()
+    weights = {
+        k: source_weights[k].detach().to(torch.float32, copy=True) for k in target.state_dict()
+    }
     target.load_state_dict(weights, assign=True)
     target.requires_grad_(True)

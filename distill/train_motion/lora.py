@@ -68,7 +68,7 @@ def save_lora(
 def _projections(module: MotionModule) -> dict[str, nn.Linear]:
     """Return the layers that a motion LoRA changes, by the released key without its half."""
     projections = {}
-    for address, transformer in module.parts().items():
+    for address, transformer in module.temporal_transformers().items():
         for i, attention in enumerate(transformer.transformer_blocks[0].attention_blocks):
             place = f"{address}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}"
             for name, layer in _LAYERS.items():

@@ -204,7 +204,7 @@ def check_each_device_runs_its_own_weights():
     assert modules[0] is not modules[1]
     for base, motion in zip((model, other), modules, strict=True):
         ran = set().union(*(used.get(id(m), ()) for m in base.model.diffusion_model.modules()))
-        assert ran == {id(part) for part in motion.parts().values()}
+        assert ran == {id(part) for part in motion.temporal_transformers().values()}
 
 
 def check_each_device_has_a_run_state_of_its_own():
