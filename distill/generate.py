@@ -45,6 +45,7 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
             world.check_prompt(prompt)
         models = with_miniature(models, request)
     motion_checkpoint = checkpoint.load(models.motion_module)
+    logger.debug("the motion module is %s", motion_checkpoint.path)
     request = request.settled(
         motion_checkpoint.steps or (shipped.STEPS if miniature else SamplingSettings.steps),
         float(motion_checkpoint.metadata.get("cfg", SamplingSettings.cfg)),

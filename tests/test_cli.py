@@ -226,6 +226,20 @@ def test_doubtful_settings_are_named_once(run, tmp_path, models):
     assert "tokens and the text encoder reads 77" in warned
 
 
+def test_quiet_tells_no_notes_and_verbose_which_files_it_reads(run, tmp_path, models):
+    out = tmp_path / "a.png"
+    four = distilled(models, tmp_path, 4)
+    command = ("generate", "--prompt", "a cat", "--out", out, *SMALL, *four)
+    assert "warning: " in run(*command)[2]
+    code, said, told = run("--quiet", *command)
+    assert (code, told) == (0, "")
+    assert said.startswith(f"wrote {out}: ")
+    assert f"debug: the motion module is {four[-1]}\n" in run("--verbose", *command)[2]
+    assert "debug: " not in run(*command)[2]
+    code, _, told = run("--quiet", "--verbose", *command)
+    assert (code, told) == (2, "error: give either --verbose or --quiet, not both.\n")
+
+
 # ---- errors
 
 

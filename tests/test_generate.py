@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -9,14 +10,22 @@ import pytest
 import torch
 from animatediff_lightning.distill.files import clip_writer
 from animatediff_lightning.distill.models import base_model, sd15_config
-from animatediff_lightning.distill.models.latents import decode_frames
+from animatediff_lightning.distill.models.latents import (
+    decode_frames,
+    decode_images,
+    encode_images,
+    to_images,
+)
+from animatediff_lightning.distill.models.pixel_unshuffle_vae import PixelUnshuffleVAE
 from animatediff_lightning.distill.sampling import sample as generate
 from animatediff_lightning.distill.sampling.settings import SamplingSettings
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import inject, injected
 from animatediff_lightning.samplers import context, prediction, schedule
+from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from . import headless_ldm, random_models
 
@@ -118,6 +127,16 @@ def test_long_clips_are_sampled_in_windows(base, motion):
         eps[window] += predict_eps(noise[window], 999) * weight[:, None, None, None]
     injection.eject()
     torch.testing.assert_close(clip, prediction.x0_from_eps(noise, eps, 999), rtol=1e-3, atol=1e-3)
+
+
+def test_clips_in_windows_are_sampled_together_as_alone(base, motion):
+    settings = settings_for(base, frames=12, context_length=8, context_overlap=2, cfg=2.0)
+    prompts, seeds = ["a cat", "a dog"], [3, 4]
+    together = generate.generate_latents(base, motion, prompts, seeds, settings)
+    assert together.shape == (2, 12, 4, 8, 8)
+    for clip, prompt, seed in zip(together, prompts, seeds, strict=True):
+        (alone,) = generate.generate_latents(base, motion, [prompt], [seed], settings)
+        torch.testing.assert_close(clip, alone, rtol=1e-3, atol=1e-3)
 
 
 def test_one_window_is_the_plain_clip(base, motion):
@@ -224,6 +243,30 @@ def test_decode_in_chunks_is_decode_at_once(base):
         image = base.vae.decode(z / 0.18215).sample
     expected = ((image / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
     assert (expected - at_once).abs().max() <= 1
+
+
+class _ShiftedVAE(PixelUnshuffleVAE):
+    """A VAE without loss whose latents are shifted before they are scaled, as Flux' are."""
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 12,
+        block_out_channels: tuple[int, ...] = (12, 12),
+        scaling_factor: float = 2.0,
+        shift_factor: float = 0.25,  # noqa: ARG002 - kept in the config
+    ) -> None:
+        super().__init__(latent_channels, block_out_channels, scaling_factor)
+
+
+def test_latents_are_shifted_and_scaled_both_ways(base):
+    shifted = replace(base, vae=_ShiftedVAE())
+    frames = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    images = to_images(frames)
+    z = encode_images(shifted, images)
+    assert torch.equal(z, (functional.pixel_unshuffle(images, 2) - 0.25) * 2)
+    torch.testing.assert_close(decode_images(shifted, z), images)
+    assert np.array_equal(decode_frames(shifted, z), frames)
 
 
 def test_nothing_assumes_sd15_sizes(base, motion):

@@ -6,6 +6,7 @@ diffusers folder or from a single-file SD1.5 checkpoint.
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from .library_errors import one_sentence
 from .pixel_unshuffle_vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
+logger = logging.getLogger(__name__)
 _OF_DECODER = ("decoder.", "post_quant_conv.")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -119,6 +121,7 @@ def load_base(
     else:
         raise ValueError(f"the base model {path} was not found.")
     _check(base)
+    logger.debug("%s predicts %s; %s on %s", path, base.prediction_type, dtype, device)
     return _frozen(base, torch.device(device), dtype)
 
 
