@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.output import check_writable
@@ -71,7 +71,7 @@ class DataRequest(LoadOptions):
 
     def fingerprint(self) -> dict:
         """Return what the clips depend on, as JSON knows it."""
-        options = {k: v for k, v in asdict(self).items() if k not in _NOT_IN_FINGERPRINT}
+        options = {k: v for k, v in self.as_record().items() if k not in _NOT_IN_FINGERPRINT}
         prompts = hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()[:16]
         return json.loads(json.dumps(options | {"prompts": prompts, "clips": len(self)}))
 

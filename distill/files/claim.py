@@ -60,11 +60,12 @@ def _is_claimed(
 
 
 def _change(key: str, old: object, new: object) -> str:
-    """Return the name of what changed, with both values where they are short."""
+    """Return the name of what changed, with both values where they are numbers or words."""
     name = key.replace("_", "-")
-    if any(isinstance(value, (list, dict)) or len(str(value)) > 20 for value in (old, new)):
+    values = (old, new)
+    if any(value is None or isinstance(value, (list, dict)) for value in values):
         return name
-    return f"{name} ({old}, now {new})"
+    return name if max(len(str(value)) for value in values) > 20 else f"{name} ({old}, now {new})"
 
 
 def read_record(file: Path) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """What a user asks of `train-motion`, checked before anything heavy is imported or read."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.output import check_writable
@@ -123,4 +123,4 @@ class MotionRequest(LoadOptions):
 
     def fingerprint(self) -> dict[str, str]:
         """Return what the trained weights depend on, as text."""
-        return {k: str(v) for k, v in asdict(self).items() if k not in _NOT_IN_FINGERPRINT}
+        return {k: str(v) for k, v in self.as_record().items() if k not in _NOT_IN_FINGERPRINT}
