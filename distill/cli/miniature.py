@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-miniature = typer.Typer(help="The bundled toy world: train it anew from seeds.")
+miniature = typer.Typer(help="Build, pack and draw the bundled toy world.")
 
 
 class RecipeName(str, Enum):
@@ -20,19 +20,26 @@ class RecipeName(str, Enum):
 @miniature.command("build")
 def build_miniature(
     recipe: Annotated[
-        RecipeName, typer.Option(help="quick: minutes, for tests; full: what ships, hours.")
+        RecipeName,
+        typer.Option(
+            help="quick takes minutes and is for tests; full takes hours and makes the "
+            "bundled weights."
+        ),
     ] = RecipeName.quick,
     out: Annotated[
-        Path, typer.Option(help="Folder of the weights; the same one goes on where it was.")
+        Path, typer.Option(help="Folder of the weights; run again with the same folder to resume.")
     ] = Path("runs/miniature"),
     gates: Annotated[
-        bool, typer.Option(help="Stop at a gate that fails, or only write down its figures.")
+        bool, typer.Option(help="Stop at a gate that fails, or only record its figures.")
     ] = True,
     processes: Annotated[
-        int, typer.Option(help="Processes of one thread each; 0: this one with all threads.")
+        int,
+        typer.Option(
+            help="Number of processes with one thread each; 0 uses this process with all threads."
+        ),
     ] = 0,
 ) -> None:
-    """Train base models and motion module from seeds, stage by stage, each behind its gate."""
+    """Train the base models and the motion module from seeds. Each stage must pass its gate."""
     if processes and "WORLD_SIZE" not in os.environ:
         raise typer.Exit(_again_under_torchrun(processes))
     from ..engine import distributed
@@ -51,7 +58,10 @@ def pack_build(
         Path | None, typer.Option(help="Folder to write; default: the package's own.")
     ] = None,
 ) -> None:
-    """Write a finished build's weights as they ship: float16, shared parts once."""
+    """Write the weights of a finished build as they are bundled.
+
+    They are stored in float16, and shared parts only once.
+    """
     from ..miniature import pack, shipped
 
     print(f"wrote {pack.pack_build(build, out or shipped.WEIGHTS)}")
@@ -61,10 +71,10 @@ def pack_build(
 def pack_students(
     run: Annotated[Path, typer.Argument(help="Folder of a finished `train miniature...`.")],
     steps: Annotated[
-        list[int] | None, typer.Option(help="Of the students to take; give it again for more.")
+        list[int] | None, typer.Option(help="Steps of a student to pack; repeat for several.")
     ] = None,
 ) -> None:
-    """Write a distillation's motion modules as they ship, and the model card anew."""
+    """Write the motion modules of a distillation as they are bundled, and update the model card."""
     from ..miniature import pack
 
     for file in pack.pack_students(run, steps=steps or ()):
@@ -73,9 +83,9 @@ def pack_students(
 
 @miniature.command("picture")
 def draw_picture(
-    prompt: Annotated[str, typer.Argument(help="What every style is to show.")],
+    prompt: Annotated[str, typer.Argument(help="Prompt to draw in every style.")],
     out: Annotated[Path, typer.Option(help=".png file to write.")] = Path("miniature.png"),
-    seed: Annotated[int, typer.Option(help="The same for every style.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed, the same for every style.")] = 0,
 ) -> None:
     """Draw one prompt in every style, a row of frames each."""
     from ..miniature import picture
@@ -92,7 +102,7 @@ def train_probe(
         Path | None, typer.Option(help="File to write; default: the package's own.")
     ] = None,
 ) -> None:
-    """Train the network whose features `evaluate fvd` takes on the miniature; minutes."""
+    """Train the network whose features `evaluate fvd` compares on the miniature, in minutes."""
     from ..miniature import probe
 
     print(f"wrote {probe.save_probe(probe.train_probe(work), out or probe.FILE)}")

@@ -44,23 +44,27 @@ Bases = Annotated[
     list[str],
     typer.Option(metavar=BASE_METAVAR, help="SD1.5 base model; repeat for several."),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda, cuda:1 or mps.")]
 MyDevice = Annotated[
-    str, typer.Option(help="auto, cpu, cuda; under torchrun each process takes its own GPU.")
+    str,
+    typer.Option(help="Device: auto, cpu or cuda. Under torchrun, each process uses its own GPU."),
 ]
-ComputeDtype = Annotated[Dtype, typer.Option(help="auto: float16 on a GPU, float32 on the CPU.")]
+ComputeDtype = Annotated[
+    Dtype, typer.Option(help="Number format. auto: float16 on a GPU, float32 on the CPU.")
+]
 Tokenizer = Annotated[
-    Path | None, typer.Option(help="Folder with vocab.json and merges.txt, for use offline.")
+    Path | None, typer.Option(help="Folder with vocab.json and merges.txt, to work offline.")
 ]
 Configs = Annotated[
     Path | None, typer.Option(help="Diffusers folder of configs, for an unusual checkpoint.")
 ]
 Prediction = Annotated[
-    PredictionType, typer.Option(help="What the base predicts; auto: as its config says.")
+    PredictionType,
+    typer.Option(help="What the base model predicts. auto: read it from the base model's config."),
 ]
-Frames = Annotated[int, typer.Option(help="Frames of a clip.")]
-FlipClips = Annotated[bool, typer.Option(help="Store the mirrored clips' latents, too.")]
-AtOnce = Annotated[int, typer.Option(help="Clips that are sampled together.")]
+Frames = Annotated[int, typer.Option(help="Number of frames in each clip.")]
+FlipClips = Annotated[bool, typer.Option(help="Also store the latents of the mirrored clips.")]
+AtOnce = Annotated[int, typer.Option(help="Number of clips that are sampled together.")]
 Teacher = Annotated[str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")]
 
 

@@ -82,7 +82,10 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def program(
     version: Annotated[  # noqa: ARG001 - its callback has acted
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version and exit."
+        ),
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Also tell which files are read, and the like.")

@@ -13,7 +13,7 @@ _CONFIG = typer.Argument(
     metavar="CONFIG", help="A .toml file, or a bundled one: paper, miniature, miniature_mse."
 )
 logger = logging.getLogger(__name__)
-_OUT = typer.Option(help="Folder of the run, in place of the config's.")
+_OUT = typer.Option(help="Folder of the run; overrides the config.")
 
 
 class Resume(str, Enum):
@@ -25,14 +25,17 @@ def train(
     config: Annotated[str, _CONFIG],
     out: Annotated[Path | None, _OUT] = None,
     resume: Annotated[
-        Resume, typer.Option(help="auto: go on where a run stopped; never: refuse a used folder.")
+        Resume,
+        typer.Option(
+            help="auto: resume a run that was stopped; never: refuse a folder that holds a run."
+        ),
     ] = Resume.auto,
     device: MyDevice = "auto",
 ) -> None:
-    """Distil a motion module over many base models, stage by stage; alone or under torchrun.
+    """Distil a motion module through several base models, stage by stage.
 
-    Every stage leaves students/Nstep.safetensors in the run's folder. Stop it at any time: the same
-    command goes on.
+    It runs in one process or under torchrun. Every stage leaves students/Nstep.safetensors in the
+    run's folder. You may stop it at any time; the same command resumes it.
     """
     from ..train.config import ConfigError, find
 
@@ -49,9 +52,12 @@ def train(
 
 def plan(
     config: Annotated[str, _CONFIG],
-    world_size: Annotated[int, typer.Option(help="Processes of the run.", min=1)] = 1,
+    world_size: Annotated[int, typer.Option(help="Number of processes of the run.", min=1)] = 1,
 ) -> None:
-    """Say what a run would load, train and need, without any of its files and without a GPU."""
+    """Print what a run would load and train, and how much memory it needs.
+
+    Neither the files nor a GPU are needed.
+    """
     from ..train import checks
     from ..train.config import ConfigError, find
 
@@ -71,15 +77,15 @@ def plan(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run, as `train` wrote it.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
-    name: Annotated[str, typer.Option(help="Beginning of the files' names.")] = (
+    name: Annotated[str, typer.Option(help="Prefix of the file names.")] = (
         "animatediff_lightning"
     ),
-    dtype: Annotated[SaveDtype, typer.Option(help="As which weights are stored.")] = (
-        SaveDtype.float16
-    ),
+    dtype: Annotated[
+        SaveDtype, typer.Option(help="Number format of the stored weights.")
+    ] = SaveDtype.float16,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
-    """Write a run's students in both released layouts, with a model card."""
+    """Write the students of a run in the comfyui and the diffusers layout, with a model card."""
     import torch
 
     from ..train.export import export as write

@@ -28,70 +28,95 @@ def train_motion(
     base: Annotated[Path, typer.Option(help="SD1.5 checkpoint file, or a diffusers folder.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     motion_module: Annotated[
-        Path | None, typer.Option(help="File to start from; without it, fresh weights.")
+        Path | None, typer.Option(help="Motion module to start from. Default: fresh weights.")
     ] = MotionRequest.motion_module,
     lora: Annotated[
         int | None,
-        typer.Option(metavar="RANK", help="Train a motion LoRA for the --motion-module instead."),
+        typer.Option(
+            metavar="RANK",
+            help="Train a motion LoRA of this rank for --motion-module, in place of the "
+            "whole module.",
+        ),
     ] = MotionRequest.lora,
     frames: Frames = MotionRequest.frames,
     fps: Annotated[
-        float, typer.Option(help="Frames a second that videos are brought to.")
+        float, typer.Option(help="Frames per second that videos are resampled to.")
     ] = MotionRequest.fps,
     width: Annotated[
-        int | None, typer.Option(help="Pixels; default: the base model's own, SD1.5 512.")
+        int | None,
+        typer.Option(help="Width in pixels. Default: the base model's own size (512 for SD1.5)."),
     ] = MotionRequest.width,
     height: Annotated[
-        int | None, typer.Option(help="Pixels; default: as --width.")
+        int | None, typer.Option(help="Height in pixels. Default: the same as --width.")
     ] = MotionRequest.height,
     iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = MotionRequest.iterations,
     batch: Annotated[
-        int, typer.Option(help="Clips a step, on all processes together.")
+        int, typer.Option(help="Clips in each step, on all processes together.")
     ] = MotionRequest.batch,
     accumulate: Annotated[
-        int, typer.Option(help="Parts that a process takes its clips in, to save memory.")
+        int,
+        typer.Option(
+            help="Number of parts into which a process splits its clips; more parts need "
+            "less memory."
+        ),
     ] = MotionRequest.accumulate,
     learning_rate: Annotated[
-        float, typer.Option(help="Highest; it rises, then falls as a cosine.")
+        float, typer.Option(help="Peak learning rate, after the warm-up; a cosine decay follows.")
     ] = MotionRequest.learning_rate,
-    warmup: Annotated[
-        int, typer.Option(help="Steps in which the learning rate rises.")
-    ] = MotionRequest.warmup,
+    warmup: Annotated[int, typer.Option(help="Steps of the warm-up.")] = MotionRequest.warmup,
     no_caption: Annotated[
-        float, typer.Option(help="Share of clips trained without caption, for cfg.")
+        float,
+        typer.Option(
+            help="Share of clips that are trained without their caption, so that cfg works."
+        ),
     ] = MotionRequest.no_caption,
     high_noise: Annotated[
-        float, typer.Option(help="1: all noise levels alike; above: noisy ones more often.")
+        float,
+        typer.Option(
+            help="1 draws all timesteps equally often; higher values draw noisy ones more often."
+        ),
     ] = MotionRequest.high_noise,
     ema: Annotated[
-        float, typer.Option(help="Decay of the averaged weights; 0: none.")
+        float, typer.Option(help="Decay of the averaged weights; 0 switches averaging off.")
     ] = MotionRequest.ema,
-    clip: Annotated[float, typer.Option(help="Largest norm of the gradient.")] = MotionRequest.clip,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = MotionRequest.seed,
+    clip: Annotated[
+        float, typer.Option(help="Gradients are clipped to this norm.")
+    ] = MotionRequest.clip,
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = MotionRequest.seed,
     save_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints.")
     ] = MotionRequest.save_every,
     work: Annotated[
         Path | None, typer.Option(help="Folder of the checkpoint; default: OUT's name.training")
     ] = MotionRequest.work,
-    workers: Annotated[int, typer.Option(help="Threads that read videos.")] = MotionRequest.workers,
+    workers: Annotated[
+        int, typer.Option(help="Number of threads that read videos.")
+    ] = MotionRequest.workers,
     sample: Annotated[
-        str | None, typer.Option(help="Draw this in the end, as a contact sheet beside OUT.")
+        str | None,
+        typer.Option(
+            help="Prompt of a contact sheet that is written beside OUT when the training is done."
+        ),
     ] = MotionRequest.sample,
     device: Device = MotionRequest.device,
     dtype: Annotated[
-        Arithmetic, typer.Option(help="Autocast of float32 weights; auto: bfloat16 on a GPU.")
+        Arithmetic,
+        typer.Option(
+            help="Number format of autocast; the weights stay float32. auto: bfloat16 on "
+            "a GPU, float32 on the CPU."
+        ),
     ] = Arithmetic[MotionRequest.dtype],
-    save_dtype: Annotated[SaveDtype, typer.Option(help="Of the written file.")] = SaveDtype[
-        MotionRequest.save_dtype
-    ],
+    save_dtype: Annotated[
+        SaveDtype, typer.Option(help="Number format of the written file.")
+    ] = SaveDtype[MotionRequest.save_dtype],
     tokenizer: Tokenizer = MotionRequest.tokenizer,
     config: Configs = MotionRequest.config,
     prediction_type: Prediction = PredictionType.auto,
 ) -> None:
     """Train a motion module, or a motion LoRA of it, on videos with captions.
 
-    The same command goes on where it was stopped. Under torchrun all processes work together.
+    You may stop it at any time; the same command resumes it. Under torchrun, all processes train
+    together.
     """
     request = MotionRequest(
         data=data,
