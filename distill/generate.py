@@ -22,8 +22,8 @@ from .sampling.sample import check_positions, generate_latents
 from .sampling.settings import SamplingSettings
 
 MINIATURE_NOTICE = (
-    "this is the miniature, a toy world of 16 x 16 pixels that comes with the package; for a "
-    "real clip pass --base (an SD1.5 checkpoint) and --motion-module "
+    "this is the miniature, a bundled toy world of 16 x 16 pixels; for a real clip, pass "
+    "--base (an SD1.5 checkpoint) and --motion-module "
     "(animatediff_lightning_4step_comfyui.safetensors)."
 )
 _SMALLEST_SIDE = 256  # the miniature draws thumbnails, too small to look at
@@ -86,8 +86,8 @@ def _load_loras(
         left_out = len(motion_lora.beyond(config))
         if left_out:
             logger.warning(
-                "%s changes %d weights of a mid block, which this motion module lacks; only the "
-                "other %d are used.",
+                "%s has %d weights for a mid block, but this motion module has no mid block; the "
+                "other %d weights are used.",
                 motion_lora.path.name,
                 left_out,
                 len(used),
@@ -129,7 +129,7 @@ def _warn_of_long_prompts(base: BaseModel, request: ClipRequest) -> None:
         count = base.num_tokens(prompt)
         if count > base.max_tokens:
             logger.warning(
-                "a prompt has %d tokens and the text encoder reads %d, so its end is ignored: "
+                "a prompt has %d tokens, but the text encoder reads only %d; the rest is ignored: "
                 "%r...",
                 count,
                 base.max_tokens,

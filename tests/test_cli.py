@@ -98,9 +98,7 @@ def test_both_names_are_one_program(tmp_path):
     for program in ([str(script)], PROGRAM):
         done = subprocess.run([*program, "generate"], capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 2
-        assert done.stderr == (
-            "error: there is nothing to draw; give --prompt or --prompts FILE.\n"
-        )
+        assert done.stderr == ("error: there is no prompt; give --prompt or --prompts FILE.\n")
     for program in ([str(script)], PROGRAM):
         done = subprocess.run([*program, "--version"], capture_output=True, text=True)
         assert done.returncode == 0
@@ -221,9 +219,9 @@ def test_doubtful_settings_are_named_once(run, tmp_path, models):
     assert generate(run, out, *two, "--steps", 3, "--cfg", 2)[1] == ""
     assert generate(run, out, *two, "--steps", 2)[1] == ""
     _, warned = generate(run, out, *two, "--steps", 2, "--frames", 1)
-    assert warned.startswith("warning: one frame has no motion")
+    assert warned.startswith("warning: a single frame has no motion")
     _, warned = generate(run, out, *two, "--steps", 2, prompt="long " * 40)
-    assert "tokens and the text encoder reads 77" in warned
+    assert "tokens, but the text encoder reads only 77" in warned
 
 
 def test_quiet_tells_no_notes_and_verbose_which_files_it_reads(run, tmp_path, models):
@@ -247,10 +245,10 @@ FISH = ["--prompt", "a red fish swimming left"]
 
 
 ERRORS = {
-    "no prompt": ([], "there is nothing to draw; give --prompt or --prompts FILE."),
+    "no prompt": ([], "there is no prompt; give --prompt or --prompts FILE."),
     "blank prompts file": (["--prompts", "{blank}"], "blank.txt holds no prompts"),
     "prompts file missing": (["--prompts", "nowhere.txt"], "nowhere.txt was not found"),
-    "prompts not text": (["--prompts", "{junk}"], "junk.bin is no UTF-8 text"),
+    "prompts not text": (["--prompts", "{junk}"], "junk.bin is not UTF-8 text"),
     "both prompts": ([*FISH, "--prompts", "{blank}"], "either --prompt or --prompts, not both"),
     "steps 0": ([*FISH, "--steps", "0"], "steps must be between 1 and 1000, not 0."),
     "steps text": ([*FISH, "--steps", "four"], "should be a valid integer"),
@@ -265,7 +263,10 @@ ERRORS = {
     "motion scale": ([*FISH, "--motion-scale", "-2"], "motion-scale must be between 0 and 10"),
     "sampler": ([*FISH, "--sampler", "ddim"], "'ddim' is not one of 'euler', 'dpmpp', 'lcm'."),
     "option": ([*FISH, "--step", "4"], "No such option: --step"),
-    "extension": ([*FISH, "--out", "{tmp}/a.avi"], "a.avi has no known extension; end it in .mp4"),
+    "extension": (
+        [*FISH, "--out", "{tmp}/a.avi"],
+        "the extension of a.avi is not supported; use one of .mp4",
+    ),
     "out in a file": ([*FISH, "--out", "{blank}/a.mp4"], "cannot write into"),
     "out is a folder": ([*FISH, "--out", "{folder}"], "is a folder; give the name of a file."),
     "device": ([*FISH, "--device", "cuda:7"], "device 'cuda:7' is not available here"),

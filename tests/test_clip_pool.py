@@ -100,7 +100,7 @@ def test_seeds_and_epochs_shuffle_shards_and_clips(folder):
 
 def test_too_few_clips_are_told_with_the_fix(folder):
     pool = ClipPool(str(folder))
-    with pytest.raises(ValueError, match="holds 13 clips and a group needs 14; make more clips"):
+    with pytest.raises(ValueError, match="holds 13 clips, but a batch needs 14; make more clips"):
         pool.group(0, 14, (0,))
     with pytest.raises(ValueError, match=r"no shard .* 8 clips .* \(at most 7\); make larger"):
         pool.group(0, 8, (0,))
@@ -175,7 +175,7 @@ def test_a_shard_that_was_cut_is_damaged(folder, length):
     if length == "before a clip":  # as many headers as bytes: only the end is missing
         length = int(latent_shards.index_shard(str(file)).places[3, 0]) - 512
     file.write_bytes(file.read_bytes()[:length])
-    with pytest.raises(ValueError, match=r"a-0.tar is damaged or no tar file; copy or make"):
+    with pytest.raises(ValueError, match=r"a-0.tar is damaged, or is not a tar file; copy or make"):
         ClipPool(str(folder))
 
 
@@ -300,7 +300,7 @@ def test_a_lost_connection_leaves_no_half_shard(web, tmp_path):
 
 
 COMMAND = "touch {mark}; true"
-REFUSED = "is no address that shards are read from"
+REFUSED = "is not an address that shards can be read from"
 
 
 @pytest.mark.parametrize(

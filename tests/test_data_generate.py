@@ -181,7 +181,7 @@ def test_base_models_of_other_latents_are_told_once(undisturbed, tmp_path, monke
     for base in bases * 2:
         studio.base(base)
     (told,) = [r.getMessage() for r in caplog.records if r.name == generate.__name__]
-    assert "the VAE of miniature:wood encodes otherwise than that of miniature:plain" in told
+    assert "the VAE of miniature:wood encodes differently from that of miniature:plain" in told
 
 
 def test_a_latent_space_is_told_by_the_encoder_alone():
@@ -203,7 +203,7 @@ def test_another_command_in_the_folder_is_refused(undisturbed, tmp_path):
             generate.run(replace(undisturbed, **change))
     generate.run(replace(undisturbed, device="auto"))
     (tmp_path / "clips-000000.tar").touch()
-    with pytest.raises(ValueError, match="shards of another command"):
+    with pytest.raises(ValueError, match="shards that another command made"):
         generate.run(replace(undisturbed, out=tmp_path))
 
 
@@ -221,8 +221,8 @@ def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"bases": ()}, "there is no base model"),
-        ({"bases": ("miniature:oil",)}, "no base model 'oil'"),
+        ({"bases": ()}, "--base is missing"),
+        ({"bases": ("miniature:oil",)}, "no style 'oil'"),
         ({"bases": ("nowhere",)}, "base model nowhere was not found"),
         ({"motion_module": "nowhere.safetensors"}, "was not found"),
         ({"prompts": ("a red dog",)}, "does not know the word 'dog'"),
@@ -255,7 +255,7 @@ def test_captions_of_the_miniature_are_never_held_out():
 
 
 def test_sound_folders_are_verified_and_counted(undisturbed):
-    assert verify.verify_shards(undisturbed.out) == "all 6 clips are sound (shards: 2)."
+    assert verify.verify_shards(undisturbed.out) == "all 6 clips can be used (shards: 2)."
     lines = verify.describe_shards(undisturbed.out).splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["6", "2"]
     assert "16x12x8x8: 6" in lines[2]
@@ -274,13 +274,13 @@ def test_all_faults_are_listed(undisturbed, tmp_path):
         [("k.latents.npy", latent_shards.encode_npy(bad)), ("k.txt", b" "), ("k.json", b"{}")],
     )
     (broken / "clips-000002.tar").write_bytes(b"no tar file")
-    with pytest.raises(ValueError, match="has 4 faults") as error:
+    with pytest.raises(ValueError, match="has 4 problems") as error:
         verify.verify_shards(broken)
     for sentence in (
-        "clips-000001.tar/k has values that are no numbers",
+        "clips-000001.tar/k has values that are not finite",
         "clips-000001.tar/k has no caption",
         "clips-000002.tar is damaged",
-        "index.json tells 2 clips of clips-000001.tar and there are 1",
+        "index.json lists 2 clips for clips-000001.tar, but it has 1",
     ):
         assert sentence in str(error.value)
     with pytest.raises(ValueError, match="holds no shards of clips"):
@@ -292,7 +292,7 @@ def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_pa
     told = json.loads((folder / "index.json").read_text())
     del told["shards"]["clips-000001.tar"]
     (folder / "index.json").write_text(json.dumps(told))
-    assert verify.verify_shards(folder).startswith("all 6 clips are sound")
+    assert verify.verify_shards(folder).startswith("all 6 clips can be used")
 
 
 @pytest.mark.parametrize("record", ["[]", "{", ""])
@@ -300,10 +300,12 @@ def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
     request = replace(undisturbed, out=shutil.copytree(undisturbed.out, tmp_path / "clips"))
     (request.out / "generate.json").write_text(record)
     for command in (generate.run, lambda r: verify.verify_shards(r.out)):
-        with pytest.raises(ValueError, match=r"generate.json is damaged; put it back"):
+        with pytest.raises(ValueError, match=r"generate.json is damaged; restore it"):
             command(request)
     (request.out / "generate.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"generate.json does not tell how many clips are wanted"):
+    with pytest.raises(
+        ValueError, match=r"generate.json does not say how many clips were requested"
+    ):
         verify.verify_shards(request.out)
     with pytest.raises(ValueError, match="holds clips with other bases"):
         generate.run(request)
@@ -312,7 +314,7 @@ def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
 def test_an_unfinished_folder_is_told(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path)
     generate.run(request, rank=1, world_size=2)
-    with pytest.raises(ValueError, match="2 of 6 clips are made, give the same"):
+    with pytest.raises(ValueError, match="2 of 6 clips are finished, run the same"):
         verify.verify_shards(tmp_path)
 
 
@@ -341,13 +343,13 @@ def test_a_damaged_record_hides_no_damaged_shard(undisturbed, tmp_path):
     folder = shutil.copytree(undisturbed.out, tmp_path / "clips")
     (folder / "generate.json").write_text("[]")
     (folder / "clips-000001.tar").write_bytes(b"no tar file")
-    with pytest.raises(ValueError, match="has 2 faults") as error:
+    with pytest.raises(ValueError, match="has 2 problems") as error:
         verify.verify_shards(folder)
     for sentence in ("clips-000001.tar is damaged", "generate.json is damaged"):
         assert sentence in str(error.value)
 
 
-@pytest.mark.parametrize(("told", "sentence"), [(3, "tells 3 clips of"), (None, "and missing")])
+@pytest.mark.parametrize(("told", "sentence"), [(3, "lists 3 clips for"), (None, "but is missing")])
 def test_what_the_index_tells_otherwise_is_a_fault(undisturbed, tmp_path, told, sentence):
     """Even where the sum is right: one shard has a clip less, and another one more."""
     folder = shutil.copytree(undisturbed.out, tmp_path / "clips")

@@ -97,7 +97,7 @@ def test_clips_are_the_videos_frames_with_their_captions_in_both_orientations(im
 def test_bad_videos_are_counted_and_listed(imported, command, capsys):
     assert main([*command, "--out", str(imported)]) == 0  # again: nothing is left to do
     told = capsys.readouterr().out
-    assert f"4 of 7 videos are clips in {imported} now. 3 videos skipped: " in told
+    assert f"{imported} now holds 4 clips from 7 videos. 3 videos skipped: " in told
     assert "0empty.mp4 (an empty file)" in told
     with (imported / import_videos.BAD).open() as file:
         listed = {row["file_name"]: row["reason"] for row in csv.DictReader(file)}
@@ -237,7 +237,7 @@ def test_other_commands_and_folders_are_refused(imported, command, tmp_path, cap
     with atomic_path(tmp_path / "out" / "clips-000000.tar") as temporary:
         latent_shards.write_tar(temporary, [])
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
-    assert "holds shards of another command" in capsys.readouterr().err
+    assert "holds shards that another command made" in capsys.readouterr().err
 
 
 def test_latents_are_scaled_as_the_base_wants_them():

@@ -527,7 +527,7 @@ def test_a_student_that_was_taken_away_is_not_replaced_by_its_teacher(
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("global_batch = 2", "global_batch = 32", "a group needs 16"),
+        ("global_batch = 2", "global_batch = 32", "a batch needs 16"),
         ("width = 16", "width = 3", "width must be a multiple of 2, not 3; try 4"),
         ("no_caption = 0.2", "betas = [0.0, 1.0]", "stages.1.betas.1 is 1.0"),
         ("frames = 16", "seed = 1099511627776\nframes = 16", "seed is 1099511627776"),

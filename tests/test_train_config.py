@@ -173,7 +173,7 @@ def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, mo
     for sentence in (
         "nowhere.safetensors",
         "missing_base was not found",
-        "no base model 'fog'",
+        "no style 'fog'",
         "runs/clips/plain",
         "runs/clips/realistic",
         "nothing was started",

@@ -312,8 +312,11 @@ def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
         (["--data", "{tmp}"], "holds no videos; give a folder with"),
         (["--base", "nowhere"], "the base model nowhere was not found."),
         (["--motion-module", "no.safetensors"], "the motion module no.safetensors was not found."),
-        (["--lora", "4"], "a --lora changes a motion module; give the --motion-module"),
-        (["--lora", "99", "--motion-module", "{module}"], "--lora 99 is no rank for this motion"),
+        (["--lora", "4"], "--lora needs --motion-module; give the motion module"),
+        (
+            ["--lora", "99", "--motion-module", "{module}"],
+            "--lora 99 is not a possible rank for this motion",
+        ),
         (
             ["--frames", "33", "--fps", "40", "--motion-module", "{module}"],
             "has positions for 32 frames; lower --frames from 33.",
@@ -323,7 +326,7 @@ def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
         (["--width", "15"], "width must be a multiple of 2, not 15; try 16."),
         (["--accumulate", "3"], "--batch 2 cannot be trained in 3 equal parts"),
         (["--no-caption", "nan"], "--no-caption must be between 0 and 1, not nan."),
-        (["--out", "a.ckpt"], "a.ckpt is written as .safetensors only; end it so."),
+        (["--out", "a.ckpt"], "a.ckpt must end in .safetensors."),
         (["--motion-module", "{text}"], "0.txt has no extension of a weights file"),
         (
             ["--lora", "4", "--base", "{random}", "--motion-module", "{module}"],

@@ -169,7 +169,9 @@ def test_missing_and_damaged_shards(shards):
     with pytest.raises(ValueError, match=r"1 of 3 shards were not found, first .*clips-0002.tar"):
         video_shards.find_tars(str(shards / "clips-{0000..0002}.tar"))
     (shards / "clips-0001.tar").write_bytes(b"no tar file at all")
-    with pytest.raises(ValueError, match=r"clips-0001.tar is damaged or no tar file; copy it"):
+    with pytest.raises(
+        ValueError, match=r"clips-0001.tar is damaged, or is not a tar file; copy it"
+    ):
         clips.open_videos(str(shards), 4, 8)
 
 

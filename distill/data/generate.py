@@ -112,8 +112,8 @@ class Studio:
         first, its_space = next(iter(self._latent_spaces.items()))
         if space != its_space:
             logger.warning(
-                "the VAE of %s encodes otherwise than that of %s; give them an --out and a pool "
-                "each, for mixed latents teach neither.",
+                "the VAE of %s encodes differently from that of %s; use one --out and one pool "
+                "for each, because a student cannot learn from mixed latents.",
                 name,
                 first,
             )
@@ -188,7 +188,7 @@ def _half(clip: PlannedClip, latents: Tensor) -> np.ndarray:
     half = latents.half().cpu()
     if not half.isfinite().all():
         raise ValueError(
-            f"the clip of {clip.prompt!r} by {clip.base} has values that are no numbers; use "
+            f"the clip of {clip.prompt!r} by {clip.base} has values that are not finite; use "
             "--dtype bfloat16 or float32."
         )
     return half.numpy()

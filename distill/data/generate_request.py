@@ -43,9 +43,9 @@ class DataRequest(LoadOptions):
 
     def __post_init__(self) -> None:
         if not self.bases:
-            raise ValueError("there is no base model; give --base, once for each.")
+            raise ValueError("--base is missing; give at least one base model.")
         if not self.prompts:
-            raise ValueError("there is nothing to draw; give --prompts, or --miniature-captions.")
+            raise ValueError("there is no prompt; give --prompts, or --miniature-captions.")
         check_range("--clips-per-prompt", self.clips_per_prompt, 1)
         check_range("--shard-size", self.shard_size, 1)
         check_range("--at-once", self.at_once, 1)

@@ -163,7 +163,7 @@ def _report(request: ImportRequest, videos: int, shards: int) -> str:
     if len(records) == shards:  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     skipped = f" {video_folder.list_skipped(bad)}" if bad else ""
-    return f"{clips} of {videos} videos are clips in {request.out} now.{skipped}"
+    return f"{request.out} now holds {clips} clips from {videos} videos.{skipped}"
 
 
 def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool:

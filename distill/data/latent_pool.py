@@ -96,8 +96,8 @@ class ClipPool:
     def _too_few(self, size: int) -> str:
         if len(self) < size:
             return (
-                f"{self._where} holds {len(self)} clips and a group needs {size}; make more clips, "
-                "or lower global_batch."
+                f"{self._where} holds {len(self)} clips, but a batch needs {size}; make more "
+                "clips, or lower global_batch."
             )
         return (
             f"no shard of {self._where} holds the {size} clips of a group (at most "

@@ -105,7 +105,7 @@ def open_shards(shards: str) -> list[Shard]:
     index_of = {folder: read_index(folder) for folder in sorted({home(s) for s in sources})}
     opened, new = [], set()
     beside = functools.cache(_index_of_url)
-    for source in tqdm(sources, desc="looking at the shards", disable=None, leave=False):
+    for source in tqdm(sources, desc="checking the shards", disable=None, leave=False):
         shard = index_of[home(source)].get(key_of(source))
         if shard is None or not _is_current(shard, source):
             remote = beside(neighbour(source, INDEX)) if is_url(source) else {}
@@ -144,7 +144,9 @@ def index_shard(source: str) -> Shard:
                 shapes.add(_shape(tar.extractfile(entry)))
         _check_end(file)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ValueError(f"{name} is damaged or no tar file; copy or make it again.") from error
+        raise ValueError(
+            f"{name} is damaged, or is not a tar file; copy or make it again."
+        ) from error
     except ValueError as error:
         raise ValueError(f"{name} holds arrays that are damaged; copy or make it again.") from error
     _check_clips(name, clips, shapes)
@@ -218,7 +220,7 @@ def _check_clips(name: str, clips: dict[str, dict], shapes: set[tuple]) -> None:
             "`data generate`."
         )
     if len(shapes) > 1:
-        raise ValueError(f"{name} holds clips of several shapes; write one shape a shard.")
+        raise ValueError(f"{name} holds clips of several shapes; a shard may hold only one shape.")
     for key, clip in clips.items():
         for member in (LATENTS, CAPTION):
             if member not in clip:

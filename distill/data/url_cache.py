@@ -38,8 +38,8 @@ def check_address(source: str) -> None:
     if _SCHEME.match(source) and not is_url(source):
         starts = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ValueError(
-            f"{source} is no address that shards are read from; give a folder, a .tar file or an "
-            f"address that starts with one of {starts} (a path with a colon starts with ./)."
+            f"{source} is not an address that shards can be read from; give a folder, a .tar file "
+            f"or an address that starts with one of {starts} (a path with a colon starts with ./)."
         )
 
 

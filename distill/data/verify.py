@@ -45,10 +45,10 @@ def verify_shards(shards: str | Path) -> str:
     if bad:
         more = [f"and {len(bad) - _NAMED_FAULTS} more"] if len(bad) > _NAMED_FAULTS else []
         raise ValueError(
-            f"{shards} has {len(bad)} fault{'s' * (len(bad) > 1)}: "
+            f"{shards} has {len(bad)} problem{'s' * (len(bad) > 1)}: "
             f"{'; '.join([*bad[:_NAMED_FAULTS], *more])}."
         )
-    return f"all {sum(counts.values())} clips are sound (shards: {len(sources)})."
+    return f"all {sum(counts.values())} clips can be used (shards: {len(sources)})."
 
 
 def describe_shards(where: str | Path, base: str | None = None) -> str:
@@ -58,8 +58,8 @@ def describe_shards(where: str | Path, base: str | None = None) -> str:
     """
     if base is not None and not Path(where).is_dir():
         raise ValueError(
-            f"a contact sheet is drawn into a folder of shards, and {where} is none; leave out "
-            "--base, or give a folder."
+            f"a contact sheet is written into the folder of the shards, but {where} is not a "
+            "folder; give a folder, or leave out --base."
         )
     shards = latent_shards.open_shards(str(where))
     shapes, captions = Counter(), Counter()
@@ -106,7 +106,7 @@ def _bad_clips(shard: Shard) -> Iterator[str]:
             yield f"{where} cannot be read"
             continue
         if not np.isfinite(latents).all():
-            yield f"{where} has values that are no numbers"
+            yield f"{where} has values that are not finite"
         if not caption.strip() and not flip:
             yield f"{where} has no caption"
 
@@ -115,11 +115,11 @@ def _against_records(folder: Path, sources: list[str], counts: dict[str, int]) -
     """Yield what the index and the command that made the clips tell otherwise."""
     index = latent_shards.read_index(folder)
     gone = sorted(set(index) - {Path(s).name for s in sources})
-    yield from (f"{name} is in {latent_shards.INDEX} and missing" for name in gone)
+    yield from (f"{name} is listed in {latent_shards.INDEX}, but is missing" for name in gone)
     for name, count in counts.items():
         indexed = len(index.get(name, range(count)))  # it may not know a shard yet
         if indexed != count:
-            yield f"{latent_shards.INDEX} tells {indexed} clips of {name} and there are {count}"
+            yield f"{latent_shards.INDEX} lists {indexed} clips for {name}, but it has {count}"
     if (folder / RECORD).is_file():
         yield from _against_command(folder / RECORD, sum(counts.values()))
 
@@ -131,6 +131,6 @@ def _against_command(record: Path, clips: int) -> Iterator[str]:
         yield str(error).rstrip(".")
         return
     if not isinstance(expected, int):
-        yield f"{record.name} does not tell how many clips are wanted, put it back as it was"
+        yield f"{record.name} does not say how many clips were requested, restore the original file"
     elif expected != clips:
-        yield f"{clips} of {expected} clips are made, give the same `data generate` again"
+        yield f"{clips} of {expected} clips are finished, run the same `data generate` again"

@@ -49,7 +49,7 @@ def scan_folder(folder: Path, frames: int, fps: float) -> VideoFolder:
         )
     captions = read_captions(folder)
     good, bad = {}, {}
-    for file in tqdm(files, desc="looking at the videos", unit="file", disable=None, leave=False):
+    for file in tqdm(files, desc="checking the videos", unit="file", disable=None, leave=False):
         name = file.relative_to(folder).as_posix()
         try:
             good[name] = captions.of(file, name)
@@ -65,7 +65,7 @@ def scan_folder(folder: Path, frames: int, fps: float) -> VideoFolder:
 def explain_none_usable(place: Path | str, bad: dict[str, str]) -> str:
     """Return the sentence for data without a single usable video, with the first reason."""
     name, reason = next(iter(bad.items()))
-    advice = HOW_TO_CAPTION if reason == NO_CAPTION else "give longer or sound videos"
+    advice = HOW_TO_CAPTION if reason == NO_CAPTION else "use longer or undamaged videos"
     return f"none of the {len(bad)} videos in {place} can be used ({name}: {reason}); {advice}."
 
 
@@ -92,7 +92,7 @@ class Captions:
             try:
                 caption = " ".join(beside.read_text(encoding="utf-8-sig").split())
             except UnicodeDecodeError as error:
-                raise UnusableVideoError("its caption is no UTF-8 text") from error
+                raise UnusableVideoError("its caption is not UTF-8 text") from error
         else:
             keys = (name, file.name, file.stem)
             caption = next((self.table[k] for k in keys if k in self.table), "")
@@ -131,7 +131,7 @@ def _read_table(file: Path) -> dict[str, str]:
                 captions |= {key: caption for key in (row[name], url) if key and caption}
             return captions
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is no UTF-8 table with commas; save it as CSV again.") from error
+        raise ValueError(f"{file} is not a CSV file in UTF-8; save it as CSV again.") from error
 
 
 def digest_videos(names: Sequence[str], captions: Sequence[str]) -> str:

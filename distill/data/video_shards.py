@@ -78,7 +78,7 @@ def scan_shards(shards: Sequence[Path]) -> VideoShards:
     """
     samples: dict[str, tuple[Video, str]] = {}
     bad: dict[str, str] = {}
-    for shard in tqdm(shards, desc="looking at the shards", disable=None, leave=False):
+    for shard in tqdm(shards, desc="checking the shards", disable=None, leave=False):
         for key, sample in _samples(shard).items():
             name = f"{shard}/{key}"
             if "video" in sample and sample.get("caption"):
@@ -106,7 +106,7 @@ def _samples(shard: Path) -> dict[str, dict]:
                 if extension == "txt" or "caption" not in sample:
                     sample["caption"] = caption
     except (tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{shard} is damaged or no tar file; copy it again.") from error
+        raise ValueError(f"{shard} is damaged, or is not a tar file; copy it again.") from error
     return samples
 
 

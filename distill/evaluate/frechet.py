@@ -30,7 +30,7 @@ def moments(features: Tensor) -> Moments:
     if broken:
         raise ValueError(
             f"{broken} of {len(features)} clips have features that are not finite; look for "
-            "frames that are NaN or endless, and generate those clips again."
+            "frames that are NaN or infinite, and generate those clips again."
         )
     features = features.double()
     mean = features.mean(0)
@@ -46,8 +46,8 @@ def distance(a: Moments, b: Moments) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
-            f"features of width {len(a.mean)} and {len(b.mean)} have no Frechet distance; take "
-            "both from one network."
+            f"features of width {len(a.mean)} and {len(b.mean)} cannot be compared; compute "
+            "both with the same network."
         )
     shift = (a.mean - b.mean).square().sum()
     of_root = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance)).sum()

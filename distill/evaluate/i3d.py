@@ -174,7 +174,7 @@ def _resizer(size: int) -> Tensor:
 def _check(video: Tensor) -> None:
     if video.ndim != 5 or video.shape[1] != 3 or tuple(video.shape[3:]) != (SIZE, SIZE):
         raise ValueError(
-            f"the I3D wants a video of shape (n, 3, f, {SIZE}, {SIZE}), not "
+            f"the I3D needs a video of shape (n, 3, f, {SIZE}, {SIZE}), not "
             f"{tuple(video.shape)}; pass frames through preprocess."
         )
     if video.shape[2] < FEWEST_FRAMES:

@@ -42,7 +42,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     try:
         weights = dict(_layers(tree["params"], tree["batch_stats"]))
     except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} holds other weights than the I3D's; {_GET_IT}.") from error
+        raise ValueError(f"{path} does not hold the weights of the I3D; {_GET_IT}.") from error
     with torch.device("meta"):
         expected = I3D().state_dict()
     if {k: t.shape for k, t in weights.items()} != {k: t.shape for k, t in expected.items()}:
@@ -71,11 +71,11 @@ def _unpickle(path: Path, content: bytes) -> dict:
         tree = _Arrays(io.BytesIO(content)).load()
     except _DAMAGED as error:
         raise ValueError(
-            f"{path} is no pickle of float32 arrays, or is damaged, and is not opened for safety "
+            f"{path} is damaged or holds more than float32 arrays, and is not opened, for safety "
             f"({error}); {_GET_IT}."
         ) from error
     if not isinstance(tree, dict):
-        raise ValueError(f"{path} holds a {type(tree).__name__} and no weights; {_GET_IT}.")
+        raise ValueError(f"{path} holds a {type(tree).__name__} in place of weights; {_GET_IT}.")
     return tree
 
 
@@ -120,7 +120,7 @@ class _Arrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in self._ADMITTED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it would import {module}.{name}")
         return self._ADMITTED[module, name]
 
 

@@ -48,7 +48,7 @@ def parse_numbers(text: str, kind: Callable[[str], float], option: str) -> tuple
     try:
         numbers = tuple(kind(word) for word in text.split(",") if word.strip())
     except ValueError as error:
-        raise ValueError(f"{option} {text!r} is no list of numbers such as 4,2,1.") from error
+        raise ValueError(f"{option} {text!r} is not a list of numbers such as 4,2,1.") from error
     smallest = 1 if kind is int else 0
     if not numbers or any(n < smallest for n in numbers):
         raise ValueError(f"{option} {text!r} needs numbers of at least {smallest}.")
@@ -65,7 +65,7 @@ def style_of(base: str) -> str:
     style = Path(base).name
     if style not in STYLES:
         raise ValueError(
-            f"{base} is no style of the miniature; use one of {', '.join(STYLES)}, or a "
-            "folder of such a name."
+            f"{base} is not a style of the miniature; use one of {', '.join(STYLES)}, or a "
+            "folder that is named like one."
         )
     return style

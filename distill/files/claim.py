@@ -76,7 +76,7 @@ def read_record(file: Path) -> dict[str, object]:
             return record
     except ValueError:
         pass
-    raise ValueError(f"{file} is damaged; put it back as it was, or make the folder anew.")
+    raise ValueError(f"{file} is damaged; restore it, or start again with an empty folder.")
 
 
 def _first(value: object, count: int | None) -> object:
@@ -86,5 +86,7 @@ def _first(value: object, count: int | None) -> object:
 def claim_shards(file: Path, record: Mapping[str, object], what: str) -> None:
     """Claim a folder of shards as `claim` does; ValueError where it holds some and no record."""
     if not file.is_file() and any(file.parent.glob("*.tar")):
-        raise ValueError(f"{file.parent} holds shards of another command; choose another --out.")
+        raise ValueError(
+            f"{file.parent} holds shards that another command made; choose another --out."
+        )
     claim(file, record, what)

@@ -34,7 +34,9 @@ def write_clip(path: str | os.PathLike, frames: np.ndarray, fps: float) -> Path:
     writers = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, ".png": _write_png}
     writer = writers.get(path.suffix.lower())
     if writer is None:
-        raise ValueError(f"{path.name} has no known extension; end it in {', '.join(writers)}.")
+        raise ValueError(
+            f"the extension of {path.name} is not supported; use one of {', '.join(writers)}."
+        )
     frames = np.ascontiguousarray(frames)
     with atomic_path(path) as temporary:
         writer(temporary, frames, fps)

@@ -152,7 +152,7 @@ def _gate(folders: Folders, recipe: Recipe, name: str, measure: Callable[[], lis
     failed = [c["what"] for c in json.loads(file.read_text()) if not c["passed"]]
     if failed and recipe.gated:
         raise ValueError(
-            f"gate {name} is not passed ({', '.join(failed)}); {file} has the figures. Change "
+            f"gate {name} failed ({', '.join(failed)}); {file} has the figures. Change "
             "the recipe and delete that file, or build with --no-gates."
         )
 

@@ -26,7 +26,7 @@ def base(style: str = styles.F0) -> Path:
     """Return the diffusers folder of a style's base model; ValueError for an unknown style."""
     if style not in styles.STYLES:
         names = ", ".join(styles.STYLES)
-        raise ValueError(f"the miniature has no base model {style!r}; it has {names}.")
+        raise ValueError(f"the miniature has no style {style!r}; its styles are {names}.")
     folder = cache_folder() / f"miniature-{_digest()}" / style
     return made_once(folder, lambda temporary: _assemble(temporary, style))
 

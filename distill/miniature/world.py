@@ -144,8 +144,8 @@ def check_prompt(prompt: str) -> None:
         near = nearest_word(word)
         raise ValueError(
             f"the miniature does not know the word {word!r}; "
-            f"{f'did you mean {near!r}? ' if near else ''}it knows {', '.join(vocabulary())}; "
-            "for other prompts pass --base and --motion-module."
+            f"{f'did you mean {near!r}? ' if near else ''}it knows only {', '.join(vocabulary())}; "
+            "for other prompts, pass --base and --motion-module."
         )
 
 

@@ -237,13 +237,15 @@ def _check(base: BaseModel) -> None:
         )
     if base.latent_channels != base.vae.config.latent_channels:
         raise ValueError(
-            f"the UNet of {base.name} takes {base.latent_channels} channels and its VAE makes "
+            f"the UNet of {base.name} takes {base.latent_channels} channels, but its VAE makes "
             f"{base.vae.config.latent_channels}; "
-            "inpainting models do not work, use a plain SD1.5 one."
+            "inpainting models are not supported, use a plain SD1.5 model."
         )
     for model in (base.unet, base.vae, base.text_encoder):
         if any(p.is_meta for p in model.parameters()):
-            raise ValueError(f"{base.name} lacks weights of its {type(model).__name__}.")
+            raise ValueError(
+                f"{base.name} lacks weights of its {type(model).__name__}; download it again."
+            )
 
 
 def _frozen(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:

@@ -84,13 +84,13 @@ def check_single_file(path: Path) -> None:
         (".temporal_transformer.", "a motion module"),
     ):
         if any(prefix in k for k in keys):
-            raise ValueError(f"{path.name} is {kind}; --base wants an SD1.5 one.")
+            raise ValueError(f"{path.name} is {kind}; --base needs an SD1.5 checkpoint.")
     for prefix, kind in (
         ("model.diffusion_model.", "UNet"),
         ("cond_stage_model.", "text encoder"),
         ("first_stage_model.", "VAE"),
     ):
         if not any(k.startswith(prefix) for k in keys):
-            raise ValueError(f"{path.name} holds no {kind}; --base wants a full SD1.5 checkpoint.")
+            raise ValueError(f"{path.name} holds no {kind}; --base needs a full SD1.5 checkpoint.")
     if channels > sd15_config.UNET["in_channels"]:
         raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")

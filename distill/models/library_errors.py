@@ -16,5 +16,5 @@ def one_sentence(name: str) -> Iterator[None]:
     except _LIBRARY_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"{name} could not be read ({reason}); it is damaged or no SD1.5 base model."
+            f"{name} could not be read ({reason}); it is damaged, or is not an SD1.5 base model."
         ) from error

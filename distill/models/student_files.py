@@ -51,7 +51,7 @@ def load_student(file: Path) -> MotionCheckpoint:
         or student.metadata["loss"] not in METHODS
     ):
         raise ValueError(
-            f"{file} does not tell how it was distilled; take it out of {file.parent}, or make it "
-            "anew with `train`."
+            f"{file} does not say how it was distilled; move it out of {file.parent}, or train "
+            "it again with `train`."
         )
     return student

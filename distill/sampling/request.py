@@ -32,7 +32,7 @@ class ClipRequest(SamplingSettings):
 
     def __post_init__(self) -> None:
         if not self.prompts:
-            raise ValueError("there is nothing to draw; give --prompt or --prompts FILE.")
+            raise ValueError("there is no prompt; give --prompt or --prompts FILE.")
         super().__post_init__()
         check_seed(self.seed)
         check_fps(self.fps)
@@ -42,7 +42,8 @@ class ClipRequest(SamplingSettings):
         extension = self.out.suffix.lower()
         if extension not in CLIP_EXTENSIONS:
             raise ValueError(
-                f"{self.out.name} has no known extension; end it in {', '.join(CLIP_EXTENSIONS)}."
+                f"the extension of {self.out.name} is not supported; use one of "
+                f"{', '.join(CLIP_EXTENSIONS)}."
             )
         if extension == ".gif" and self.fps > MAX_GIF_FPS:
             raise ValueError(f"a GIF plays at most {MAX_GIF_FPS} fps; lower --fps or write .mp4.")
@@ -80,7 +81,8 @@ class ClipRequest(SamplingSettings):
             )
         if self.frames == 1:
             out.append(
-                "one frame has no motion, so the base model draws a still without the module."
+                "a single frame has no motion, so the base model makes a still image without the "
+                "motion module."
             )
         return out
 
@@ -93,7 +95,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path.name} is no UTF-8 text; save the prompts as plain text."
+            f"{path.name} is not UTF-8 text; save the prompts as plain text."
         ) from error
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:

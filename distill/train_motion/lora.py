@@ -42,7 +42,8 @@ def attach(module: MotionModule, rank: int, generator: torch.Generator) -> Attac
     narrowest = min(module.config.addresses().values())
     if not 1 <= rank <= narrowest:
         raise ValueError(
-            f"--lora {rank} is no rank for this motion module; give 1 to {narrowest}, such as 8."
+            f"--lora {rank} is not a possible rank for this motion module; use 1 to {narrowest}, "
+            "such as 8."
         )
     device = next(module.parameters()).device
     weights, hooks = {}, []

@@ -90,13 +90,13 @@ class MotionRequest(LoadOptions):
     def _check_files(self) -> None:
         if self.lora is not None and self.motion_module is None:
             raise ValueError(
-                "a --lora changes a motion module; give the --motion-module that it is for."
+                "--lora needs --motion-module; give the motion module that the LoRA is for."
             )
         for what, file in (("base model", self.base), ("motion module", self.motion_module)):
             if file is not None and not file.exists():
                 raise ValueError(f"the {what} {file} was not found.")
         if self.out.suffix != ".safetensors":
-            raise ValueError(f"{self.out.name} is written as .safetensors only; end it so.")
+            raise ValueError(f"{self.out.name} must end in .safetensors.")
         check_writable(self.out)
 
     @property

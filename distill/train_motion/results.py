@@ -73,7 +73,7 @@ def _save(training: Training) -> None:
     biggest = max(w.abs().max().item() for w in training.weights.values())
     if biggest > torch.finfo(dtype).max:
         raise ValueError(
-            f"a weight of {biggest:g} does not fit into {request.save_dtype}; give the same "
+            f"a weight of {biggest:g} does not fit into {request.save_dtype}; run the same "
             "command with --save-dtype float32."
         )
     metadata = _metadata(training)

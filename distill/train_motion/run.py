@@ -132,8 +132,8 @@ def _check_start(start: checkpoint.MotionCheckpoint, request: MotionRequest) -> 
     if start.steps and request.lora is None:
         _warn(
             f"{start.path.name} was distilled for {start.steps} "
-            f"step{'s' * (start.steps > 1)}, and plain training undoes that; start from an "
-            "undistilled motion module, such as AnimateDiff v2."
+            f"step{'s' * (start.steps > 1)}, and training on videos undoes the distillation; "
+            "start from an undistilled motion module, such as AnimateDiff v2."
         )
 
 
