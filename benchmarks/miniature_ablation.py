@@ -2,11 +2,12 @@
 
     python benchmarks/miniature_ablation.py    # resumable; --steps, --arm, --seed pick; --no-table
 
-Takes the clips of the README's section on distillation. Every arm starts from the shipped student
-of twice the steps, which is its teacher, too, and whose motion module D starts from; it updates the
-student as often as all the others do, and changes one thing of `adversarial`: a head start for D,
-then D, then a head start for D', then D'; on 2 -> 1 at the papers' timesteps and t*. `without_ema`
-is another look at that arm, `start` is the student that every arm begins with, at half its steps.
+Takes the clips of docs/distil.md, "The same on the miniature". Every arm starts from the shipped
+student of twice the steps, which is its teacher, too, and whose motion module D starts from; it
+updates the student as often as all the others do, and changes one thing of `adversarial`: a head
+start for D, then D, then a head start for D', then D'; on 2 -> 1 at the papers' timesteps and t*.
+`without_ema` is another look at that arm, `start` is the student that every arm begins with, at
+half its steps.
 Two seeds an arm: what lies within the seeds' own spread is no difference. Writes
 benchmarks/results/miniature_ablation.csv and .md.
 """

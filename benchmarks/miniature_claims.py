@@ -1,6 +1,6 @@
 """The paper's claims on the miniature: students against what costs as much, seen bases and unseen.
 
-    animatediff-lightning train miniature                   # cross-model, the README's clips first
+    animatediff-lightning train miniature                   # cross-model; clips: docs/distil.md
     animatediff-lightning train miniature_mse               # cross-model without a discriminator
     python benchmarks/miniature_methods.py single           # the same on f_0 alone
     python benchmarks/miniature_methods.py consistency      # AnimateLCM's loss

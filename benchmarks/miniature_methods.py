@@ -4,9 +4,9 @@
     python benchmarks/miniature_methods.py consistency    # AnimateLCM's loss, as many iterations
     python benchmarks/miniature_methods.py discriminator  # miniature, and D in its last stage, too
 
-All take the clips of the README's section on distillation, and work under torchrun. The first four
-stages of `discriminator` are those of `miniature`: a copy of runs/distill without its 1-step
-student and its checkpoints saves their time.
+All take the clips of docs/distil.md, "The same on the miniature", and work under torchrun. The
+first four stages of `discriminator` are those of `miniature`: a copy of runs/distill without its
+1-step student and its checkpoints saves their time.
 """
 
 import argparse

@@ -129,7 +129,7 @@ def save(
     """
     path = Path(path)
     if path.suffix not in (".safetensors", ".sft"):
-        raise ValueError(f"{path.name}: motion modules are written as .safetensors only.")
+        raise ValueError(f"{path.name}: motion modules are written only as .safetensors.")
     if layout not in ("comfyui", "diffusers"):
         raise ValueError(f'layout must be "comfyui" or "diffusers", not {layout!r}.')
     tensors = {k: t.detach().contiguous().cpu() for k, t in module.state_dict().items()}
@@ -169,8 +169,8 @@ def _steps(path: Path, metadata: Mapping[str, str]) -> int:
     if "steps" in metadata:
         if not metadata["steps"].isdecimal():
             raise CheckpointError(
-                f"has steps={metadata['steps']!r} in its metadata, which is no whole number; "
-                "save it again"
+                f"has steps={metadata['steps']!r} in its metadata, which is not a whole number; "
+                "save the file again"
             )
         return int(metadata["steps"])
     released = _RELEASED_STEPS.search(path.name)

@@ -44,7 +44,7 @@ def read(
         raise CheckpointError(f"was not found in {path.parent}; check the name and the folder")
     if path.suffix.lower() not in EXTENSIONS:
         raise CheckpointError(
-            f"has no extension of a weights file; use one of {', '.join(EXTENSIONS)}"
+            f"does not have the extension of a weights file; use one of {', '.join(EXTENSIONS)}"
         )
     if path.suffix.lower() in (".safetensors", ".sft"):
         content, metadata = _read_safetensors(path)
@@ -60,10 +60,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
     except safetensors.SafetensorError as error:
         reason = str(error).rpartition(": ")[2]
         raise CheckpointError(
-            f"is truncated or no safetensors file ({reason}); download it again"
+            f"is truncated, or is not a safetensors file ({reason}); download it again"
         ) from error
     except OSError as error:
-        raise CheckpointError(f"cannot be read ({error.strerror}); check its rights") from error
+        raise CheckpointError(
+            f"cannot be read ({error.strerror}); check the file's permissions"
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, object]:
@@ -71,15 +73,17 @@ def _read_pickle(path: Path) -> dict[str, object]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            "holds more than tensors, or is damaged, and is not opened for safety; "
-            "get the .safetensors version"
+            "is damaged or holds more than tensors, and is not opened, for safety; use the "
+            ".safetensors version"
         ) from error
     except _DAMAGED_PICKLE as error:
-        raise CheckpointError("is truncated or no PyTorch file; download it again") from error
+        raise CheckpointError(
+            "is truncated, or is not a PyTorch file; download it again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"holds a {type(content).__name__} where a state dict belongs; "
-            "get the .safetensors version"
+            f"holds a {type(content).__name__} in place of a state dict; use the .safetensors "
+            "version"
         )
     return content
 

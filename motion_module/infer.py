@@ -76,7 +76,8 @@ def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
         text = metadata.get(name, str(getattr(default, name)))
         if not text.isdecimal():
             raise CheckpointError(
-                f"has {name}={text!r} in its metadata, which is no whole number; save it again"
+                f"has {name}={text!r} in its metadata, which is not a whole number; save the file "
+                "again"
             )
         options[name] = int(text)
     return options

@@ -65,8 +65,8 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             first = tensors[key.replace("attention_blocks.1.", "attention_blocks.0.")]
             if not torch.equal(first, tensor):
                 raise ValueError(
-                    f"{key} differs from the table of the first attention, "
-                    "which the diffusers layout cannot hold; keep the comfyui layout."
+                    f"{key} differs from the positions of the first attention, and the diffusers "
+                    "layout stores only one set; keep the comfyui layout."
                 )
             continue
         key = key.replace(".temporal_transformer.", ".")

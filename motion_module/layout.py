@@ -66,8 +66,8 @@ def check_fit(config: MotionModuleConfig, unet_sites: dict[str, Site]) -> None:
         if a in unet_sites and unet_sites[a].channels != c
     ]
     for problem, places in (
-        ("the UNet has no place for", missing),
-        ("the motion module has nothing for", unfilled),
+        ("the UNet has no layer for", missing),
+        ("the motion module has no part for", unfilled),
         ("channels differ:", wrong),
     ):
         if places:

@@ -102,7 +102,7 @@ class Merged:
         for key, merged in self._merged.items():
             if self.module.get_parameter(key).data_ptr() != merged.data_ptr():
                 raise ValueError(
-                    f"{key} was changed or moved after this merge; undo what came later first."
+                    f"{key} was changed or moved after this merge; undo the later changes first."
                 )
         for key, original in self._originals.items():
             self.module.get_parameter(key).data = original
@@ -151,7 +151,7 @@ def _pair_halves(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
     missing += [f"the down half of {k}" for k in up if k not in down]
     refusals.refuse(
         ("has unknown", unknown, "use a motion LoRA with AnimateDiff's or diffusers' key names"),
-        ("changes one weight twice, again by", duplicates, "download it again"),
+        ("changes a weight twice, the second time by", duplicates, "download it again"),
         ("lacks", missing, "the file is incomplete, download it again"),
     )
     return {k: (up[k], down[k]) for k in down}

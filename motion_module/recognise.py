@@ -58,7 +58,7 @@ def refuse_other(keys: Mapping[str, object], kind: FileKind = "motion module") -
     for fragment, name, advice in _OTHER_FILES:
         if any(fragment in k for k in keys):
             return f"is {name}, not a {kind}; {advice}"
-    return f"is no {kind} and of no kind that is known here; {_USE_INSTEAD[kind]}"
+    return f"is not a {kind}, and its kind is unknown; {_USE_INSTEAD[kind]}"
 
 
 def refuse_as_lora(keys: Mapping[str, object]) -> str | None:

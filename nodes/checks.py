@@ -18,21 +18,22 @@ def base_warnings(context_dim: int | None, zsnr: bool) -> Iterator[str]:
     """
     if context_dim != SD15_CONTEXT_DIM:
         yield (
-            f"this base model reads text of width {context_dim}, not SD1.5's {SD15_CONTEXT_DIM}; "
-            "the motion module was trained for SD1.5, so expect poor motion."
+            f"this base model uses text embeddings of width {context_dim}, not SD1.5's "
+            f"{SD15_CONTEXT_DIM}; the motion module was trained for SD1.5, so the motion may be "
+            "poor."
         )
     if zsnr:
         yield (
             "this base model was set to zero terminal SNR, which AnimateDiff was not trained with; "
-            "its schedule has been replaced, so expect washed-out contrast."
+            "its schedule has been replaced, so the contrast may be low."
         )
 
 
 def lora_beyond(name: str, left_out: int, used: int) -> str:
     """Return the warning for a motion LoRA that also changes a mid block which is not there."""
     return (
-        f"{name} changes {left_out} weights of a mid block, which this motion module lacks; "
-        f"only the other {used} are used; load a v2 or Lightning module for all of them."
+        f"{name} has {left_out} weights for a mid block, but this motion module has no mid block, "
+        f"so only the other {used} are used; load a v2 or Lightning module to use all of them."
     )
 
 
@@ -40,8 +41,8 @@ def check_latent(shape: Sequence[int], max_frames: int | None) -> None:
     """Raise ValueError unless `shape` is (frames <= max_frames, channels, height, width)."""
     if len(shape) != 4:
         raise ValueError(
-            f"a latent of {len(shape)} dimensions is not a batch of images; "
-            "use Empty Latent Image with batch_size = number of frames."
+            f"this latent has {len(shape)} dimensions and is not a batch of images; use Empty "
+            "Latent Image, and set batch_size to the number of frames."
         )
     if max_frames is not None and shape[0] > max_frames:
         raise ValueError(
@@ -90,12 +91,12 @@ def check_schedule(
 def check_steps(steps: int, trained_steps: int) -> str | None:
     """Return a warning where the steps do not fit the module, None where they do.
 
-    Raises ValueError for 0, which Load Motion Module gives for a file that does not tell.
+    Raises ValueError for 0, which Load Motion Module gives for a file that does not say.
     """
     if steps == 0:
         raise ValueError(
-            "the motion module's file does not tell how many steps it was distilled for; "
-            "set steps of Lightning Scheduler by hand (1, 2, 4 or 8; 20 or more if undistilled)."
+            "the file of the motion module does not say how many steps it was distilled for; set "
+            "steps of Lightning Scheduler yourself (1, 2, 4 or 8; 20 or more if undistilled)."
         )
     if advice.steps_fit(steps, trained_steps):
         return None
@@ -117,14 +118,14 @@ def warnings(
         return
     if not _distilled_at(sigmas, trained_steps):
         yield (
-            f"this motion module was distilled for {_steps(trained_steps)}, and these noise levels "
-            f"are others; use Lightning Scheduler, or {_steps(trained_steps)} with scheduler "
+            f"this motion module was distilled for {_steps(trained_steps)}, but these noise levels "
+            f"are different; use Lightning Scheduler, or {_steps(trained_steps)} with scheduler "
             "simple and denoise 1."
         )
     if advice.cfg_is_too_high(cfg, trained_steps):
         yield (
-            f"a guidance of cfg {cfg:g} burns the colours of a distilled motion module; "
-            f"set it to 1, at most {advice.MAX_DISTILLED_CFG:g}."
+            f"cfg {cfg:g} is too high for a distilled motion module and burns the colours; set it "
+            f"to 1, or at most {advice.MAX_DISTILLED_CFG:g}."
         )
 
 

@@ -27,8 +27,8 @@ class SlidingContext(io.ComfyNode):
                     default=defaults.context_length,
                     min=2,
                     max=64,
-                    tooltip="Frames that see each other. 16 is what motion modules were trained "
-                    "on; longer moves more slowly.",
+                    tooltip="Frames in a window, which see each other. Motion modules were trained "
+                    "on 16; longer windows make slower motion.",
                 ),
                 io.Int.Input(
                     "context_overlap",
@@ -36,22 +36,23 @@ class SlidingContext(io.ComfyNode):
                     min=0,
                     max=63,
                     tooltip="Frames that two neighbouring windows share. More makes smoother "
-                    "joints and, with latents, takes longer.",
+                    "transitions and, with latents, takes longer.",
                 ),
                 io.Combo.Input(
                     "schedule",
                     options=list(context.SCHEDULES),
                     default=defaults.schedule,
-                    tooltip="uniform: windows move with every step, so that no joint stays in "
-                    "place. static: they stay. looped: they also join the end to the beginning.",
+                    tooltip="uniform: the windows move with every step, so that no border stays in "
+                    "place. static: the windows stay in place. looped: some windows also join the "
+                    "end of the clip to its beginning.",
                 ),
                 io.Combo.Input(
                     "fuse",
                     options=list(context.FUSES),
                     default=defaults.fuse,
-                    tooltip="How shared frames are mixed. pyramid: the middle of a window counts "
-                    "most. relative: the same, steeper. flat: all alike. overlap-linear: a cross-"
-                    "fade over the overlap.",
+                    tooltip="How shared frames are mixed. pyramid: the middle of a window has the "
+                    "most weight. relative: the same, but steeper. flat: all frames have the same "
+                    "weight. overlap-linear: a cross-fade over the overlap.",
                 ),
                 io.Boolean.Input(
                     "closed_loop",
@@ -63,16 +64,18 @@ class SlidingContext(io.ComfyNode):
                     default=1,
                     min=0,
                     max=64,
-                    tooltip="With latents: windows that are sampled at once. More can be faster "
-                    "and takes more memory; 0 takes as many as fit. The clip stays the same.",
+                    tooltip="With latents: the number of windows that are sampled at once. More "
+                    "can be faster and needs more memory; 0 uses as many as fit. It does not "
+                    "change the clip.",
                 ),
                 io.Combo.Input(
                     "where",
                     options=["latents", "features"],
                     default="latents",
-                    tooltip="latents: the model runs on each window, in the same memory for any "
-                    "length. features: it runs once on all frames, and only their motion in "
-                    "windows: faster, but memory grows with the length.",
+                    tooltip="latents: the model runs on each window; memory does not grow with the "
+                    "length of the clip. features: the model runs once on all frames and uses "
+                    "windows only for the motion; this is faster, but memory grows with the "
+                    "length.",
                 ),
             ],
             outputs=[
@@ -102,10 +105,10 @@ class PlotContext(io.ComfyNode):
             node_id="ADL_PlotContext",
             display_name="Plot Context",
             category="AnimateDiff-Lightning",
-            description="Shows which frames are sampled together at each step, and how much each "
-            "window counts, for choosing the settings of Sliding Context with the eyes.",
+            description="Draws which frames are sampled together at each step and the weight of "
+            "each window, to help choose the settings of Sliding Context.",
             inputs=[
-                ContextType.Input("context", tooltip="The context to look at."),
+                ContextType.Input("context", tooltip="The output of Sliding Context."),
                 io.Int.Input(
                     "num_frames",
                     default=64,
@@ -120,8 +123,8 @@ class PlotContext(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="image",
-                    tooltip="One band a step, one row a window, one column a frame; the brighter, "
-                    "the more the window counts for that frame.",
+                    tooltip="Each step is a band, each row of a band is a window, and each column "
+                    "is a frame. A brighter cell means more weight.",
                 ),
             ],
         )
@@ -143,8 +146,8 @@ def plot(options: context.ContextOptions, num_frames: int, steps: int):
     height = sum(len(plan) * cell + gap for plan in plans)
     if height * num_frames * cell > MAX_PIXELS:
         raise ValueError(
-            f"a picture of {num_frames * cell} x {height} pixels is too large to look at; "
-            "lower num_frames or steps."
+            f"a picture of {num_frames * cell} x {height} pixels is too large; lower num_frames or "
+            "steps."
         )
     bands = []
     for step, plan in enumerate(plans):

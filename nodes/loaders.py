@@ -24,7 +24,7 @@ class LoadMotionModule(io.ComfyNode):
                 io.Combo.Input(
                     "motion_module",
                     options=folders.list_model_files(folders.MODELS_FOLDER),
-                    tooltip="The file that brings the motion. Put motion modules into "
+                    tooltip="The motion module file. Put motion modules into "
                     "models/animatediff_models and press R to refresh the list.",
                 ),
             ],
@@ -35,8 +35,9 @@ class LoadMotionModule(io.ComfyNode):
                 ),
                 io.Int.Output(
                     display_name="steps",
-                    tooltip="The number of steps that the file was distilled for; connect to "
-                    "steps of Lightning Scheduler. 0 when neither the file nor its name tells.",
+                    tooltip="The number of steps that the file was distilled for; connect to steps "
+                    "of Lightning Scheduler. It is 0 if neither the file nor its name contains the "
+                    "number.",
                 ),
             ],
         )

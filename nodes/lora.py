@@ -37,8 +37,9 @@ class LoadMotionLoRA(io.ComfyNode):
                     min=-10.0,
                     max=10.0,
                     step=0.01,
-                    tooltip="How strong the added motion is. The authors of Lightning recommend "
-                    "0.7 to 0.8 with their modules; 0 is off, a negative value subtracts.",
+                    tooltip="The strength of the added motion. The authors of Lightning recommend "
+                    "0.7 to 0.8 with their modules. 0 switches the LoRA off; a negative value "
+                    "subtracts it.",
                 ),
             ],
             outputs=[

@@ -16,16 +16,18 @@ class ApplyMotionModule(io.ComfyNode):
             node_id="ADL_ApplyMotionModule",
             display_name="Apply Motion Module",
             category="AnimateDiff-Lightning",
-            description="Turns an SD1.5 MODEL into a video model: a batch of latents becomes the "
-            "frames of one clip. Also sets the noise schedule that AnimateDiff was trained with.",
+            description="Turns an SD1.5 MODEL into a video model: the latents of a batch become "
+            "the frames of one clip. It also sets the noise schedule that AnimateDiff was trained "
+            "with.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Any SD1.5 checkpoint; its look stays. LoRAs may come before or after.",
+                    tooltip="Any SD1.5 checkpoint; its style is kept. LoRAs for the image model "
+                    "may come before or after this node.",
                 ),
                 MotionModuleType.Input(
                     "motion_module",
-                    tooltip="The motion, from Load Motion Module.",
+                    tooltip="The motion module, from Load Motion Module or Load Motion LoRA.",
                 ),
                 io.Float.Input(
                     "scale",
@@ -34,8 +36,9 @@ class ApplyMotionModule(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     optional=True,
-                    tooltip="How sharply each frame picks the frames it takes motion from. 1 is as "
-                    "trained; above it motion grows stronger and wilder, below it calmer.",
+                    tooltip="How sharply each frame attends to the other frames. 1 is as trained; "
+                    "higher values make the motion stronger and less stable, lower values make it "
+                    "calmer.",
                 ),
                 ContextType.Input(
                     "context",

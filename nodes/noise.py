@@ -45,9 +45,9 @@ class VideoNoise(io.ComfyNode):
             node_id="ADL_VideoNoise",
             display_name="Video Noise",
             category="AnimateDiff-Lightning",
-            description="The noise that a clip starts from, in place of Random Noise. For clips "
-            "longer than one window it reuses the noise of the first window, which keeps scene "
-            "and characters together.",
+            description="Makes the noise that a clip starts from, in place of Random Noise. For "
+            "clips longer than one window it reuses the noise of the first window, which keeps the "
+            "scene and the characters coherent.",
             inputs=[
                 io.Int.Input(
                     "seed",
@@ -55,18 +55,19 @@ class VideoNoise(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Another number, another clip. The first window of frames starts from "
-                    "the same noise as with Random Noise and this seed; with constant, the first "
-                    "frame does.",
+                    tooltip="Another seed makes another clip. The first window of frames starts "
+                    "from the same noise as with Random Noise and this seed; with constant, only "
+                    "the first frame does.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(noise.MODES),
                     default=noise.FREENOISE,
                     optional=True,
-                    tooltip="freenoise: later windows get the noise of the first one, shuffled; "
-                    "best for long clips. repeated: the same in the same order; motion may "
-                    "repeat. constant: one noise for all frames; calm. independent: as Random "
+                    tooltip="freenoise: later windows get the shuffled noise of the first one; "
+                    "best for long clips. repeated: later windows get it in the same order; the "
+                    "motion may repeat. constant: all frames share the same noise; calm, but the "
+                    "motion may freeze. independent: new noise for every frame, as with Random "
                     "Noise.",
                 ),
                 io.Int.Input(
@@ -75,8 +76,8 @@ class VideoNoise(io.ComfyNode):
                     min=1,
                     max=64,
                     optional=True,
-                    tooltip="Frames in a window; use the number of Sliding Context. Clips of that "
-                    "length or less are the same in freenoise, repeated and independent.",
+                    tooltip="Frames in a window; use the number of Sliding Context. Clips that fit "
+                    "into one window are the same in freenoise, repeated and independent.",
                 ),
                 io.Int.Input(
                     "context_overlap",
@@ -85,7 +86,8 @@ class VideoNoise(io.ComfyNode):
                     max=63,
                     optional=True,
                     tooltip="Frames that neighbouring windows share; use the number of Sliding "
-                    "Context. Only freenoise uses it: noise is shuffled within what is not shared.",
+                    "Context. Only freenoise uses it: it shuffles the noise in groups of as many "
+                    "frames as are not shared.",
                 ),
             ],
             outputs=[

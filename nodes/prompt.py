@@ -16,8 +16,8 @@ class PromptTravel(io.ComfyNode):
             node_id="ADL_PromptTravel",
             display_name="Prompt Travel",
             category="AnimateDiff-Lightning",
-            description="Lets the prompt change in the course of a clip: write which prompt holds "
-            "at which frame, and the frames between blend from one to the next.",
+            description="Changes the prompt along a clip: write a prompt for some frames, and the "
+            "frames between them blend from one prompt to the next.",
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -28,25 +28,26 @@ class PromptTravel(io.ComfyNode):
                     default=_EXAMPLE,
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="One line for each turn of the story: the frame number (the first "
-                    "frame is 0), a colon, the prompt. Repeat in every line what shall stay the "
-                    "same. Before the first and after the last line its prompt holds.",
+                    tooltip="One line for each prompt: the frame number (the first frame is 0), a "
+                    "colon, the prompt. Repeat in every line what should stay the same. Frames "
+                    "before the first line use its prompt, and frames after the last line use that "
+                    "line's prompt.",
                 ),
                 io.Int.Input(
                     "num_frames",
                     default=16,
                     min=1,
                     max=4096,
-                    tooltip="How many frames the clip has: the same number as batch_size of Empty "
-                    "Latent Image.",
+                    tooltip="The number of frames of the clip: the batch_size of Empty Latent "
+                    "Image.",
                 ),
                 io.Combo.Input(
                     "interpolation",
                     options=list(travel.INTERPOLATIONS),
                     default=travel.LINEAR,
                     optional=True,
-                    tooltip="linear: each prompt fades evenly into the next. step: each prompt "
-                    "holds until the next one, then switches.",
+                    tooltip="linear: each prompt fades evenly into the next. step: each prompt is "
+                    "used until the next one starts.",
                 ),
             ],
             outputs=[

@@ -17,29 +17,31 @@ class LightningScheduler(io.ComfyNode):
             node_id="ADL_LightningScheduler",
             display_name="Lightning Scheduler",
             category="AnimateDiff-Lightning",
-            description="The noise levels for 1, 2, 4 or 8 steps, exactly those that Lightning "
-            "motion modules were distilled on. Use with the sampler euler.",
+            description="Outputs the noise levels that Lightning motion modules were distilled on, "
+            "for 1, 2, 4 or 8 steps. Use it with the sampler euler.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The MODEL from Apply Motion Module: its motion module tells which "
-                    "number of steps it wants.",
+                    tooltip="The MODEL from Apply Motion Module. The node compares steps with the "
+                    "number that its motion module was distilled for.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=4,
                     min=0,
                     max=schedule.NUM_TRAIN_TIMESTEPS,
-                    tooltip="As many as the motion module was distilled for: 1, 2, 4 or 8 (3 works "
-                    "with the 2-step file). More steps take longer; other numbers look worse.",
+                    tooltip="The number that the motion module was distilled for: 1, 2, 4 or 8 (3 "
+                    "works with the 2-step file). More steps take longer; other numbers look "
+                    "worse.",
                 ),
                 io.Int.Input(
                     "start_step",
                     default=0,
                     min=0,
                     max=schedule.NUM_TRAIN_TIMESTEPS - 1,
-                    tooltip="0 makes a new clip. Higher keeps more of the video in the latent: "
-                    "with 4 steps, 1 changes much and 3 little. Use instead of denoise.",
+                    tooltip="0 makes a new clip. A higher number keeps more of the video in the "
+                    "latent: with 4 steps, 1 changes much and 3 changes little. Use it in place of "
+                    "denoise.",
                 ),
             ],
             outputs=[

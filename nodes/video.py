@@ -24,7 +24,7 @@ class LoadVideo(io.ComfyNode):
                     "video",
                     options=folders.list_input_videos(),
                     upload=io.UploadType.video,
-                    tooltip="A video of ComfyUI's input folder; the button uploads one into it.",
+                    tooltip="A video in ComfyUI's input folder; the button uploads one into it.",
                 ),
                 io.Float.Input(
                     "start",
@@ -33,8 +33,8 @@ class LoadVideo(io.ComfyNode):
                     max=86400.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Where to begin, in seconds, as a player shows it. Sound begins there "
-                    "too.",
+                    tooltip="The time to begin at, in seconds, as a video player shows it. The "
+                    "sound begins there, too.",
                 ),
                 io.Int.Input(
                     "max_frames",
@@ -42,9 +42,9 @@ class LoadVideo(io.ComfyNode):
                     min=0,
                     max=100000,
                     optional=True,
-                    tooltip="At most this many frames, counted after fps is applied; a shorter "
-                    "video gives fewer. 0 loads all, which takes memory: 100 frames of 512 x 512 "
-                    "are 0.3 GB.",
+                    tooltip="The largest number of frames to load, counted after fps is applied; a "
+                    "shorter video has fewer. 0 loads all; 100 frames of 512 x 512 take 0.3 GB of "
+                    "memory.",
                 ),
                 io.Float.Input(
                     "fps",
@@ -53,9 +53,9 @@ class LoadVideo(io.ComfyNode):
                     max=240.0,
                     step=0.01,
                     optional=True,
-                    tooltip="Frames per second of what comes out. Lower skips frames, higher "
-                    "repeats them; speed and length stay. 0 is the video's own (its average, "
-                    "where it varies). AnimateDiff was trained at 8.",
+                    tooltip="Frames per second of the output. A lower rate skips frames, a higher "
+                    "rate repeats them; speed and length stay the same. 0 keeps the video's own "
+                    "rate (its average, if it varies). AnimateDiff was trained at 8.",
                 ),
                 io.Int.Input(
                     "width",
@@ -65,8 +65,8 @@ class LoadVideo(io.ComfyNode):
                     step=64,
                     optional=True,
                     tooltip="Rounded to a multiple of 64. 0 follows the height; 0 for both keeps "
-                    "the video's size. What does not fit the new shape is cut off evenly at both "
-                    "sides, nothing is squeezed.",
+                    "the video's size. The frames are cropped evenly on both sides to fit the new "
+                    "shape, and never squeezed.",
                 ),
                 io.Int.Input(
                     "height",
@@ -86,8 +86,8 @@ class LoadVideo(io.ComfyNode):
                 ),
                 io.Audio.Output(
                     display_name="audio",
-                    tooltip="The sound of the same part, for Create Video; nothing where the video "
-                    "is silent. Sound with more than two channels becomes stereo.",
+                    tooltip="The sound of the same part, for Create Video; empty if the video is "
+                    "silent. Sound with more than two channels becomes stereo.",
                 ),
                 io.Float.Output(
                     display_name="fps",
@@ -95,8 +95,8 @@ class LoadVideo(io.ComfyNode):
                 ),
                 io.Int.Output(
                     display_name="frame_count",
-                    tooltip="How many frames came out; connect to num_frames of Prompt Travel or "
-                    "batch_size of Empty Latent Image.",
+                    tooltip="The number of frames that were loaded; connect to num_frames of "
+                    "Prompt Travel or batch_size of Empty Latent Image.",
                 ),
             ],
         )

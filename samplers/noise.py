@@ -36,7 +36,7 @@ def noise_sources(
         return frames % context_length
     if mode == FREENOISE:
         return _shuffled_windows(frames, context_length, context_overlap, seed)
-    raise ValueError(f"noise mode {mode!r} is not known; use one of {', '.join(MODES)}.")
+    raise ValueError(f"noise mode {mode!r} is unknown; use one of {', '.join(MODES)}.")
 
 
 def _shuffled_windows(
@@ -45,8 +45,8 @@ def _shuffled_windows(
     stride = context_length - context_overlap
     if stride <= 0:
         raise ValueError(
-            f"context_overlap {context_overlap} leaves windows of {context_length} frames no room "
-            "to advance; set it below context_length (4 of 16 is usual)."
+            f"context_overlap {context_overlap} is too large for windows of {context_length} "
+            "frames; set it below context_length (4 of 16 is usual)."
         )
     sources = frames.clone()
     generator = torch.Generator().manual_seed(seed)

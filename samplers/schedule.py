@@ -44,8 +44,8 @@ def trailing_timesteps(num_steps: int) -> list[int]:
     """
     if not 1 <= num_steps <= NUM_TRAIN_TIMESTEPS:
         raise ValueError(
-            f"steps must be between 1 and {NUM_TRAIN_TIMESTEPS}, not {num_steps}; "
-            "a Lightning module wants the number in its file name (1, 2, 4 or 8)."
+            f"steps must be between 1 and {NUM_TRAIN_TIMESTEPS}, not {num_steps}; use the number "
+            "in the name of the Lightning file (1, 2, 4 or 8)."
         )
     grid = [NUM_TRAIN_TIMESTEPS - k * NUM_TRAIN_TIMESTEPS / num_steps for k in range(num_steps)]
     return [round(t) - 1 for t in grid]  # Python rounds halves to even, as numpy and diffusers do

@@ -34,7 +34,7 @@ def parse(script: str, num_frames: int) -> list[Keyframe]:
             )
         lines[keyframe.frame] = number, keyframe
     if not lines:
-        raise ValueError(f"there is no prompt to travel along; {_EXAMPLE}.")
+        raise ValueError(f"there is no prompt; {_EXAMPLE}.")
     return [lines[frame][1] for frame in sorted(lines)]
 
 

@@ -349,21 +349,39 @@ UNET = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 
 BROKEN: dict[str, tuple[Maker, str]] = {
     # damaged
-    "cut in the header": (cut("1/1000"), "is truncated or no safetensors file (invalid header"),
-    "cut in the data": (cut("1/2"), "is truncated or no safetensors file (incomplete metadata"),
-    "empty file": (raw("m.safetensors", b""), "is truncated or no safetensors file (header too sm"),
+    "cut in the header": (
+        cut("1/1000"),
+        "is truncated, or is not a safetensors file (invalid header",
+    ),
+    "cut in the data": (
+        cut("1/2"),
+        "is truncated, or is not a safetensors file (incomplete metadata",
+    ),
+    "empty file": (
+        raw("m.safetensors", b""),
+        "is truncated, or is not a safetensors file (header too sm",
+    ),
     "text file": (
         raw("m.safetensors", b"<!DOCTYPE html><title>404</title>"),
-        "is truncated or no safetensors file (header too large); download it again",
+        "is truncated, or is not a safetensors file (header too large); download it again",
     ),
     "folder": (folder_named_like_a_file, "is a folder; give the weights file inside it"),
     "missing file": (lambda f, _: f / "m.safetensors", "; check the name and the folder"),
-    "unknown extension": (raw("m.zip", b"x"), "has no extension of a weights file; use one of .s"),
-    "no extension": (raw("weights", b"x"), "has no extension of a weights file; use one of .s"),
-    "cut pickle": (truncated_pickle, "is truncated or no PyTorch file; download it again"),
-    "empty pickle": (raw("m.ckpt", b""), "is truncated or no PyTorch file; download it again"),
-    "one byte": (raw("m.pt", b"\x80"), "is truncated or no PyTorch file; download it again"),
-    "foreign zip": (foreign_zip, "is truncated or no PyTorch file; download it again"),
+    "unknown extension": (
+        raw("m.zip", b"x"),
+        "does not have the extension of a weights file; use one of .s",
+    ),
+    "no extension": (
+        raw("weights", b"x"),
+        "does not have the extension of a weights file; use one of .s",
+    ),
+    "cut pickle": (truncated_pickle, "is truncated, or is not a PyTorch file; download it again"),
+    "empty pickle": (
+        raw("m.ckpt", b""),
+        "is truncated, or is not a PyTorch file; download it again",
+    ),
+    "one byte": (raw("m.pt", b"\x80"), "is truncated, or is not a PyTorch file; download it again"),
+    "foreign zip": (foreign_zip, "is truncated, or is not a PyTorch file; download it again"),
     "text named pickle": (
         raw("m.ckpt", b"version https://git-lfs"),
         "or is damaged, and is not op",
@@ -372,8 +390,8 @@ BROKEN: dict[str, tuple[Maker, str]] = {
         pickled({"state_dict": {}, "config": Fraction(1, 2)}),
         "is not opened for safety; get the .safetensors version",
     ),
-    "pickled list": (pickled([torch.zeros(1)]), "holds a list where a state dict belongs; get"),
-    "pickled tensor": (pickled(torch.zeros(1)), "holds a Tensor where a state dict belongs; get"),
+    "pickled list": (pickled([torch.zeros(1)]), "holds a list in place of a state dict; use"),
+    "pickled tensor": (pickled(torch.zeros(1)), "holds a Tensor in place of a state dict; use"),
     "numbered tensors": (pickled({0: torch.zeros(1)}), "holds no tensors; download it again"),
     "empty state dict": (pickled({"state_dict": {}}), "holds no tensors; download it again"),
     "no tensors": (tensors_file(lambda _: {}), "holds no tensors; download it again"),
@@ -405,7 +423,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     # metadata
     "heads no number": (
         tensors_file(lambda g: g, {"num_heads": "eight"}),
-        "has num_heads='eight' in its metadata, which is no whole number; save it again",
+        "has num_heads='eight' in its metadata, which is not a whole number; save the file again",
     ),
     "no heads": (
         tensors_file(lambda g: g, {"num_heads": "0"}),
@@ -422,7 +440,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     ),
     "steps no number": (
         tensors_file(lambda g: g, {"steps": "four"}),
-        "has steps='four' in its metadata, which is no whole number; save it again",
+        "has steps='four' in its metadata, which is not a whole number; save the file again",
     ),
     # other families
     "v1": (v1, "is an AnimateDiff v1 motion module (24 positions, no mid block)"),
@@ -517,7 +535,7 @@ def test_a_pickle_cut_anywhere_is_refused_in_one_sentence(tmp_path, good, zipped
     # the last bytes are an archive's comment or padding, which nothing misses
     for end in range(0, len(content) - 200, 1 + len(content) // 150):
         path.write_bytes(content[:end])
-        with pytest.raises(CheckpointError, match=r"^m\.ckpt (is truncated|holds more)"):
+        with pytest.raises(CheckpointError, match=r"^m\.ckpt is (truncated|damaged or holds more)"):
             load(path)
 
 

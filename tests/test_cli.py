@@ -280,7 +280,7 @@ ERRORS = {
     "module missing": ([*FISH, *using("{base}", "no.ckpt")], "no.ckpt was not found"),
     "module is junk": (
         [*FISH, *using("{base}", "{junk}")],
-        "junk.bin holds more than tensors",
+        "junk.bin is damaged or holds more than tensors",
     ),
     "module is a base": (
         [*FISH, *using("{base}", "{single}")],

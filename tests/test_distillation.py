@@ -518,7 +518,7 @@ def test_a_student_that_was_taken_away_is_not_replaced_by_its_teacher(
     shutil.copytree(undisturbed[0], tmp_path / "out")
     (tmp_path / "out" / "students" / "2step.safetensors").unlink()
     assert main(["train", str(file), "--device", "cpu"]) == 2
-    assert "2step.safetensors is missing, though later stages have begun" in capsys.readouterr().err
+    assert "2step.safetensors is missing, but later stages have begun" in capsys.readouterr().err
 
 
 # ---- what is refused -----------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_files_outside_the_input_folder_are_refused(server, name):
 
 def test_a_damaged_video_is_told_and_the_server_lives(server):
     name = upload(server, "damaged.mp4", video()[:3000])
-    assert "damaged or no video" in refusal(server, graph(name))
+    assert "is not a video that PyAV can read" in refusal(server, graph(name))
     assert "start is 9 s" in refusal(server, graph(upload(server, "c.mp4", video()), start=9.0))
 
 

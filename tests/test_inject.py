@@ -222,12 +222,12 @@ def test_the_registry_keeps_no_unet_alive(thin_unet, motion_module):
         ),
         (
             {"channels": (32, 64, 64)},
-            r"the UNet has no place for down_blocks\.2\.motion_modules\.0 and 2 more",
+            r"the UNet has no layer for down_blocks\.2\.motion_modules\.0 and 2 more",
         ),
-        ({"layers": 2}, r"the UNet has no place for down_blocks\.0\.motion_modules\.1 and 3 more"),
+        ({"layers": 2}, r"the UNet has no layer for down_blocks\.0\.motion_modules\.1 and 3 more"),
         (
             {"channels": (32,)},
-            r"the motion module has nothing for down_blocks\.1\.motion_modules\.0 and 2 more",
+            r"the motion module has no part for down_blocks\.1\.motion_modules\.0 and 2 more",
         ),
     ],
 )

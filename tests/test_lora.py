@@ -138,7 +138,7 @@ def test_merges_come_off_in_reverse_order_only(tmp_path, config, module):
     first = lora.merge(module, [(found, 1.0)])
     after_first = snapshot(module)
     second = lora.merge(module, [(found, 1.0)])
-    with pytest.raises(ValueError, match="undo what came later first"):
+    with pytest.raises(ValueError, match="undo the later changes first"):
         first.unmerge()
     second.unmerge()
     assert_bit_equal(module, after_first)
@@ -311,7 +311,7 @@ BAD_TENSORS = {
     ),
     "one weight twice": (
         with_tensor(f"unet.{ORIGINAL}", torch.zeros(4, 32)),
-        f"changes one weight twice, again by unet.{ORIGINAL}; download it again",
+        f"changes a weight twice, the second time by unet.{ORIGINAL}; download it again",
     ),
     # for another module
     "other width": (
@@ -346,7 +346,7 @@ FOREIGN = {
     ),
     "VAE": ("first_stage_model.x", "is a VAE, not a motion LoRA; load it with Load VAE"),
     "ControlNet": ("control_model.x", "is a ControlNet, not a motion LoRA; load it with Load"),
-    "unknown": ("weights.0", "is no motion LoRA and of no kind that is known here; use one for A"),
+    "unknown": ("weights.0", "is not a motion LoRA, and its kind is unknown; use one for A"),
 }
 
 
@@ -383,9 +383,9 @@ def test_unreadable_files_are_refused_in_one_sentence(tmp_path, config):
     (tmp_path / "notes.txt").write_text("zoom in")
     torch.save({"string_to_param": {"*": torch.zeros(1)}}, tmp_path / "embedding.pt")
     for name, phrase in (
-        ("cut.safetensors", "is truncated or no safetensors file"),
-        ("empty.ckpt", "is truncated or no PyTorch file; download it again"),
-        ("notes.txt", "has no extension of a weights file; use one of"),
+        ("cut.safetensors", "is truncated, or is not a safetensors file"),
+        ("empty.ckpt", "is truncated, or is not a PyTorch file; download it again"),
+        ("notes.txt", "does not have the extension of a weights file; use one of"),
         ("gone.ckpt", "was not found in"),
         ("embedding.pt", "is a textual inversion embedding, not a motion LoRA; put it into"),
     ):

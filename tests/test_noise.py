@@ -62,5 +62,5 @@ def test_windows_that_do_not_advance_are_refused(overlap):
 
 
 def test_an_unknown_mode_is_named():
-    with pytest.raises(ValueError, match="'pink' is not known; use one of freenoise"):
+    with pytest.raises(ValueError, match="'pink' is unknown; use one of freenoise"):
         noise_sources(16, "pink")

@@ -34,7 +34,7 @@ def test_the_papers_run_is_planned_without_its_files(capsys, tmp_path, monkeypat
         "2 -> 1   adversarial   3000 steps,   768,000 clips",
     ):
         assert line in told
-    assert "not here yet (10):" in told
+    assert "missing files (10):" in told
     assert "  data/webvid" in told
 
 

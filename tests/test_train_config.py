@@ -85,11 +85,11 @@ def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
         train_config.read(file)
     told = "\n".join(caught.value.problems)
     for sentence in (
-        "stages.0.phases.0.itterations is no known key; did you mean 'iterations'?",
+        "stages.0.phases.0.itterations is not a known key; did you mean 'iterations'?",
         "stages.0.phases.0.iterations is missing",
         "stages.0.cfg is 77",
-        "save_evry is no known key; did you mean 'save_every'?",
-        "slots.2.pol is no known key; did you mean 'pool'?",
+        "save_evry is not a known key; did you mean 'save_every'?",
+        "slots.2.pol is not a known key; did you mean 'pool'?",
     ):
         assert sentence in told
 
@@ -97,7 +97,7 @@ def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
 def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
     file = tmp_path / "x.toml"
     file.write_text("out = [")
-    with pytest.raises(ConfigError, match=r"x\.toml is no TOML"):
+    with pytest.raises(ConfigError, match=r"x\.toml is not valid TOML"):
         train_config.read(file)
     with pytest.raises(ValueError, match="one of: miniature, miniature_mse, paper"):
         train_config.find("nothing")
@@ -108,18 +108,24 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
     [
         (changed("stages", 1, "teacher_steps", 30), "stages.1 goes from 30 to 8 steps"),
         (changed("stages", 1, "teacher_steps", 8), "stages.1 goes from 8 to 8 steps"),
-        (changed("stages", 2, "teacher_steps", 16), "which no earlier stage makes"),
+        (changed("stages", 2, "teacher_steps", 16), "but no earlier stage makes one"),
         (changed("slots", 0, "pool", "webvid"), "the pool 'webvid', which is not in pools"),
-        (changed("stages", 1, "student_steps", 4), "two stages make the student '4step'"),
-        (changed("stages", 3, "phases", 1, "teacher_steps", 16), "which no earlier stage makes"),
+        (changed("stages", 1, "student_steps", 4), "two stages make a student named '4step'"),
+        (changed("stages", 3, "phases", 1, "teacher_steps", 16), "but no earlier stage makes one"),
         (changed("stages", 3, "phases", 1, "renoise_weights", [1, 2]), "has 2 renoise_weights"),
-        (changed("stages", 0, "renoise", [10]), "no discriminator that would see it"),
-        (changed("stages", 0, "phases", [{"iterations": 1}] * 2), "only adversarial stages need"),
+        (changed("stages", 0, "renoise", [10]), "sets renoise, which needs a discriminator"),
+        (
+            changed("stages", 0, "phases", [{"iterations": 1}] * 2),
+            "only adversarial stages may have several",
+        ),
         (
             changed("stages", 1, "phases", 0, "discriminator_head_start", 1000),
             "would learn nothing",
         ),
-        (changed("stages", 0, "phases", 0, "discriminator_head_start", 1), "but no discriminator;"),
+        (
+            changed("stages", 0, "phases", 0, "discriminator_head_start", 1),
+            "has no discriminator; remove",
+        ),
         (
             changed(
                 "stages",
@@ -130,15 +136,15 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
                     {"iterations": 1},
                 ],
             ),
-            "stages.1.phases.0 has discriminator_steps, but no discriminator;",
+            "stages.1.phases.0 has no discriminator; remove discriminator_steps.",
         ),
         (
             changed("stages", 1, "phases", [{"iterations": 1}, {"iterations": 1, "loss": "mse"}]),
-            "losses adversarial, mse; those with mse come before those with the stage's advers",
+            "losses adversarial, mse; put the phases with mse before those with the stage's ad",
         ),
         (
             changed("stages", 1, "phases", [{"iterations": 1, "loss": "mse"}]),
-            "losses mse; those with mse come before",
+            "losses mse; put the phases with mse before",
         ),
     ],
 )
@@ -149,8 +155,8 @@ def test_impossible_schedules(table, sentence):
 @pytest.mark.parametrize(
     ("table", "world_size", "sentence"),
     [
-        (changed("global_batch", 12), 1, "global_batch 12 does not divide over 8 slots"),
-        (TABLE, 3, "3 processes do not divide over 8 slots"),
+        (changed("global_batch", 12), 1, "global_batch 12 cannot be shared evenly by 8 slots"),
+        (TABLE, 3, "8 slots cannot be shared evenly by 3 processes"),
         (TABLE, 16, "make it a multiple of 16"),
         (changed("clips_per_rank", 2), 1, "make it a multiple of 16"),
     ],

@@ -27,8 +27,8 @@ def test_lines_are_read_in_the_order_of_frames():
         ("0: a\n4: b\n0: c", "line 3: frame 0 has a prompt already, in line 1"),
         ("0: a\n00: c", "line 2: frame 0 has a prompt already, in line 1"),
         ("0: a\n8:  ", "line 2: no prompt after the colon"),
-        ("", "no prompt to travel along"),
-        (" \n\n", "no prompt to travel along"),
+        ("", "there is no prompt; write for example"),
+        (" \n\n", "there is no prompt; write for example"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(script, sentence):

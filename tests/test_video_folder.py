@@ -64,7 +64,7 @@ def test_pixels_of_a_lossless_file_survive(tmp_path):
 def test_a_video_may_be_just_long_enough(tmp_path):
     path = write_lossless(tmp_path / "a.mkv", numbered(4))
     assert shown(path, SMALL, 0.999) == [0, 1, 2, 3]
-    with pytest.raises(UnusableVideoError, match=r"too short: 0.50 s where 0.62 s are wanted"):
+    with pytest.raises(UnusableVideoError, match=r"too short: 0.50 s, but 0.62 s are needed"):
         probe_video(path, 5, 8)
 
 
@@ -101,7 +101,7 @@ def test_bad_files_are_skipped_counted_and_listed(folder):
     told = video_folder.list_skipped(videos.bad)
     assert told.startswith("5 videos skipped: cut.mkv (")
     assert "silent.mkv (no caption)" in told
-    assert "short.mkv (too short: 0.25 s where 0.50 s are wanted)" in told
+    assert "short.mkv (too short: 0.25 s, but 0.50 s are needed)" in told
     assert video_folder.list_skipped(videos.bad, at_most=1).endswith(", and 4 more.")
 
 

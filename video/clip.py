@@ -67,7 +67,7 @@ def _check_rate(rate: float, name: str) -> float:
     if 0 < rate <= _HIGHEST_RATE:
         return rate
     raise ValueError(
-        f"{name} does not tell its frames per second (it says {rate:g}); set fps, for example 24."
+        f"the frame rate of {name} is unknown (the file says {rate:g}); set fps, for example 24."
     )
 
 
@@ -90,8 +90,8 @@ def _collect_images(
         pictures.append(pixels)
         if len(pictures) * pixels.size * _BYTES_PER_VALUE > memory:
             raise ValueError(
-                f"{name} does not fit into memory beyond {len(pictures) - 1} frames of "
-                f"{size[0]}x{size[1]}; set max_frames or a smaller width and height."
+                f"only {len(pictures) - 1} frames of {name} at {size[0]}x{size[1]} fit into "
+                "memory; set max_frames or a smaller width and height."
             )
     images = torch.empty(len(pictures), *(pictures[0].shape if pictures else (0, 0, 3)))
     for image in images:

@@ -16,7 +16,7 @@ _FORMATS = (
     "mp3,wav,flac,aac"
 )
 _ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC, the cover of a song
-_NO_FRAME = "{} has not a single frame; copy or export it again."
+_NO_FRAME = "{} has no frames; copy or export it again."
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def open_video(path: Path) -> Iterator[av.container.InputContainer]:
         raise ValueError(_NO_FRAME.format(path.name)) from error
     except av.error.FFmpegError as error:
         raise ValueError(
-            f"{path.name} is damaged or no video that PyAV can read; if a player shows it, "
+            f"{path.name} is damaged, or is not a video that PyAV can read; if a player shows it, "
             "convert it to MP4 (H.264)."
         ) from error
 
@@ -104,13 +104,14 @@ class Decoder:
             raise ValueError(_NO_FRAME.format(name))
         if count == 0:
             raise ValueError(
-                f"start is {start:g} s, but {name} ends at {self.end:.2f} s; set start to less."
+                f"start is {start:g} s, but {name} ends at {self.end:.2f} s; choose an earlier "
+                "start."
             )
         slack = max(0.25, 0.05 * duration)  # files are seldom exact about their end
         if self.ended and count < limit and self.end < duration - slack:
             raise ValueError(
-                f"{name} breaks off at {self.end:.2f} of {duration:.2f} s; copy it again, or "
-                f"set max_frames to {count} to use what is there."
+                f"{name} is cut off at {self.end:.2f} of {duration:.2f} s; copy it again, or set "
+                f"max_frames to {count} to use the part that is there."
             )
 
     def _decode(

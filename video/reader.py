@@ -48,14 +48,14 @@ def probe_video(path: Path, frames: int, fps: float) -> Extent:
     capture = _open(path)
     extent = Extent(capture.get(cv2.CAP_PROP_FPS), int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
     if not capture.read()[0]:
-        raise UnusableVideoError("not a single frame can be decoded")
+        raise UnusableVideoError("no frame can be decoded")
     if not 0 < extent.rate <= 1000:
-        raise UnusableVideoError("it does not tell its frames per second")
+        raise UnusableVideoError("its frame rate is unknown")
     if extent.frames <= 1:  # recordings of browsers do not say
         extent = Extent(extent.rate, 1 + sum(iter(lambda: int(capture.grab()), 0)))
     if extent.slack(frames, fps) < 0:
         raise UnusableVideoError(
-            f"too short: {extent.frames / extent.rate:.2f} s where {frames / fps:.2f} s are wanted"
+            f"too short: {extent.frames / extent.rate:.2f} s, but {frames / fps:.2f} s are needed"
         )
     return extent
 
@@ -108,5 +108,5 @@ def _open(path: Path) -> cv2.VideoCapture:
         raise UnusableVideoError("an empty file")
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():
-        raise UnusableVideoError("damaged, or no video that opencv can read")
+        raise UnusableVideoError("damaged, or not a video that opencv can read")
     return capture

@@ -141,7 +141,9 @@ def _resume(
         return 0, []
     state = torch.load(file, map_location="cpu", weights_only=True)
     if state["weights"].keys() != weights.keys() or state["step"] > options.iterations:
-        raise ValueError(f"{file} is of another run; choose another folder, or delete it.")
+        raise ValueError(
+            f"{file} belongs to another run; choose another folder, or delete the file."
+        )
     with torch.no_grad():
         for key, parameter in weights.items():
             parameter.copy_(state["weights"][key])

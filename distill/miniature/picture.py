@@ -1,4 +1,4 @@
-"""`miniature picture`: one caption in every style, a row of frames each, as the README shows."""
+"""`miniature picture`: one caption in every style, a row of frames each (docs/miniature.md)."""
 
 from pathlib import Path
 

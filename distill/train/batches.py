@@ -69,20 +69,20 @@ def share_out(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int
     slots, samples, size = len(config.slots), config.clips_per_slot, config.clips_per_rank
     if config.global_batch % slots:
         raise ValueError(
-            f"global_batch {config.global_batch} does not divide over {slots} slots; "
+            f"global_batch {config.global_batch} cannot be shared evenly by {slots} slots; "
             f"make it a multiple of {slots}."
         )
     if max(slots, world_size) % min(slots, world_size):
         raise ValueError(
-            f"{world_size} processes do not divide over {slots} slots; start a multiple or a "
-            f"divisor of {slots}."
+            f"{slots} slots cannot be shared evenly by {world_size} processes; start a multiple or "
+            f"a divisor of {slots}."
         )
     sharing = max(1, world_size // slots)  # processes that hold the same slot
     if samples % (sharing * size):
         raise ValueError(
-            f"global_batch {config.global_batch} leaves {samples} clips a slot, which do not "
-            f"divide over {sharing} processes with clips_per_rank {size}; make it a multiple of "
-            f"{slots * sharing * size}."
+            f"global_batch {config.global_batch} gives each slot {samples} clips, which cannot be "
+            f"split evenly over {sharing} processes with clips_per_rank {size}; make it a multiple "
+            f"of {slots * sharing * size}."
         )
     mine = list(range(rank // slots, samples, sharing))
     chunks = [mine[i : i + size] for i in range(0, len(mine), size)]

@@ -115,8 +115,8 @@ def _problems_of_shapes(
             expected = channels.get(slot.base, depth)
             if slot.pool == name and expected != depth:
                 yield (
-                    f"pools.{name} holds latents of {depth} channels and {slot.base} takes "
-                    f"{expected}; make the clips with a base model of its family."
+                    f"pools.{name} holds latents with {depth} channels, but {slot.base} needs "
+                    f"{expected}; make the clips with a base model of the same family."
                 )
     if config.pools[name].flip and not pool.can_flip:
         yield (

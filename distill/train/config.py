@@ -131,8 +131,8 @@ class Phase(_Table):
         if self.discriminator_head_start >= self.iterations:
             yield (
                 f" has {self.iterations} iterations and a discriminator_head_start of "
-                f"{self.discriminator_head_start}, so that the student would learn nothing; lower "
-                "the head start."
+                f"{self.discriminator_head_start}, so the student would learn nothing; lower the "
+                "head start."
             )
 
     def keys_of_discriminator(self) -> list[str]:
@@ -192,7 +192,7 @@ class Stage(_Table):
                     "be a multiple of the student's."
                 )
         if self.renoise and self.loss != "adversarial":
-            yield " has renoise, but no discriminator that would see it; remove it."
+            yield " sets renoise, which needs a discriminator; remove it."
         yield from self._problems_of_losses()
         for number, phase in enumerate(self.phases):
             for problem in self._problems_of_phase(phase):
@@ -200,12 +200,15 @@ class Stage(_Table):
 
     def _problems_of_losses(self) -> Iterator[str]:
         if self.loss != "adversarial" and len(self.phases) > 1:
-            yield (f" has {len(self.phases)} phases, which only adversarial stages need; keep one.")
+            yield (
+                f" has {len(self.phases)} phases, but only adversarial stages may have several; "
+                "keep one."
+            )
         losses = [self.loss_of(phase) for phase in self.phases]
         in_order = sorted(losses, key=lambda loss: loss == self.loss)
         if losses[-1] != self.loss or losses != in_order:
             yield (
-                f" has phases with the losses {', '.join(losses)}; those with mse come before "
+                f" has phases with the losses {', '.join(losses)}; put the phases with mse before "
                 f"those with the stage's {self.loss}."
             )
 
@@ -217,7 +220,7 @@ class Stage(_Table):
             )
         ignored = phase.keys_of_discriminator()
         if ignored and self.loss_of(phase) != "adversarial":
-            yield f" has {' and '.join(ignored)}, but no discriminator; remove it."
+            yield f" has no discriminator; remove {' and '.join(ignored)}."
 
 
 class TrainConfig(_Table):
@@ -303,8 +306,8 @@ class TrainConfig(_Table):
         names = [stage.name for stage in self.stages]
         for name in sorted({n for n in names if names.count(n) > 1}):
             yield (
-                f"two stages make the student {name!r}; keep one, or write the other to another "
-                "out."
+                f"two stages make a student named {name!r}; keep one of them, or train the other "
+                "with another config and out."
             )
         for pool in dict.fromkeys(slot.pool for slot in self.slots):
             if pool not in self.pools:
@@ -316,8 +319,9 @@ class TrainConfig(_Table):
             }
             if len(options) > 1:
                 yield (
-                    f"slots give {base} different tokenizer, config or prediction_type; it is "
-                    "loaded once, so give all of them the same."
+                    f"the slots with the base {base} differ in tokenizer, config or "
+                    "prediction_type; the base is loaded once, so use the same values in all of "
+                    "them."
                 )
 
     def _problems_of_teachers(self) -> Iterator[str]:
@@ -328,8 +332,8 @@ class TrainConfig(_Table):
             for steps in stage.all_teacher_steps():
                 if made and steps not in made:
                     yield (
-                        f"stages.{index} is taught by a student of {steps} steps, which no earlier "
-                        f"stage makes; they make {', '.join(map(str, made))}."
+                        f"stages.{index} needs a teacher with {steps} steps, but no earlier stage "
+                        f"makes one; earlier stages make {', '.join(map(str, made))}."
                     )
             made.append(stage.student_steps)
 
@@ -350,7 +354,9 @@ def read(file: Path) -> TrainConfig:
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{file.name} is no TOML: {error}; mend that line."]) from error
+        raise ConfigError(
+            [f"{file.name} is not valid TOML: {error}; correct that line."]
+        ) from error
     return validate(table)
 
 
@@ -380,10 +386,10 @@ def _sentences(error: dict) -> list[str]:
     if error["type"] == "extra_forbidden":
         keys = _keys_of_table(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(keys)}."
-        return [f"{where} is no known key; {hint}"]
+        hint = f"did you mean {near[0]!r}?" if near else f"the known keys are {', '.join(keys)}."
+        return [f"{where} is not a known key; {hint}"]
     if error["type"] == "missing":
-        return [f"{where} is missing; give it."]
+        return [f"{where} is missing; add it to the config."]
     return [f"{where} is {error['input']!r}: {error['msg']}."]
 
 

@@ -29,7 +29,8 @@ diffusers' MotionAdapter.
 - **Trained with the base models:** {bases}. Others of their family may work.
 - **Frames:** {frames}; clips a step: {global_batch}; seed {seed}.
 - **Norm scope:** {norm_scope}: {scope}
-- **Not known:** what licences of base models and clips ask for; whoever shares these files must.
+- **Licences:** not recorded here. Check the licences of the base models and clips before you share
+  these files.
 """
 
 _SCOPES = {

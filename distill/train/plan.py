@@ -156,7 +156,7 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
 
 def _missing(config: TrainConfig) -> Iterator[str]:
     missing = list_missing_files(config)
-    yield "every file is here." if not missing else f"not here yet ({len(missing)}):"
+    yield "all files are present." if not missing else f"missing files ({len(missing)}):"
     yield from (f"  {file}" for file in missing)
 
 

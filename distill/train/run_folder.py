@@ -113,7 +113,8 @@ class RunFolder:
             return torch.load(file, map_location="cpu", weights_only=True)
         except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"{file} is damaged; remove it, and the same command goes on from the one before."
+                f"{file} is damaged; delete it, and the same command resumes from the previous "
+                "checkpoint."
             ) from error
 
     def places(self) -> list[Place]:

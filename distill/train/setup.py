@@ -92,6 +92,6 @@ def _check_shared(folder: RunFolder) -> None:
     files = (folder.is_claimed, folder.newest(), student_files.files(folder.root))
     if not distributed.agree(files):
         raise ValueError(
-            f"the processes see different files in {folder.root}; give an --out that all machines "
+            f"the processes see different files in {folder.root}; use an --out that all machines "
             "share."
         )

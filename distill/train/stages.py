@@ -58,8 +58,7 @@ def is_finished(setup: Setup, number: int) -> bool:
     file, newest = folder.student(stage.name), folder.newest()
     if not file.is_file() and newest is not None and newest.stage > number:
         raise ValueError(
-            f"{file} is missing, though later stages have begun; put it back, or choose another "
-            "--out."
+            f"{file} is missing, but later stages have begun; restore it, or choose another --out."
         )
     return file.is_file()
 

@@ -34,8 +34,8 @@ def apply_motion_module(
     """
     if get_applied_motion(model) is not None:
         raise ValueError(
-            "this MODEL already carries a motion module; connect Apply Motion Module to the MODEL "
-            "before the first one, or remove one of the two."
+            "this MODEL already has a motion module; remove one of the two Apply Motion Module "
+            "nodes, or connect the second one to the MODEL before the first one."
         )
     unet = model.get_model_object("diffusion_model")
     layout.check_fit(motion_module.file.config, layout.sites(unet))

@@ -271,7 +271,7 @@ def check_scheduler_wants_the_applied_model():
 
 
 def check_zero_steps_asks_for_steps():
-    assert "by hand" in refusal(sigmas, apply(), 0)
+    assert "yourself (1, 2, 4 or 8" in refusal(sigmas, apply(), 0)
 
 
 def check_start_step_out_of_range():
@@ -279,7 +279,7 @@ def check_start_step_out_of_range():
 
 
 def check_two_applies_are_refused():
-    assert "already carries" in refusal(apply, apply())
+    assert "already has a motion module" in refusal(apply, apply())
 
 
 def check_too_many_frames_are_refused_and_leave_nothing():

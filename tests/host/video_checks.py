@@ -367,9 +367,9 @@ def check_files_that_are_no_video():
     GRAPH.path("empty.mp4").write_bytes(b"")
     assert "empty file" in refusal(load, "empty.mp4")
     GRAPH.path("text.mp4").write_text("hello " * 1000)
-    assert "damaged or no video" in refusal(load, "text.mp4")
+    assert "is not a video that PyAV can read" in refusal(load, "text.mp4")
     GRAPH.path("noise.mp4").write_bytes(np.random.default_rng(0).bytes(50000))
-    assert "damaged or no video" in refusal(load, "noise.mp4")
+    assert "is not a video that PyAV can read" in refusal(load, "noise.mp4")
     import av
 
     for name, codec in (
@@ -386,21 +386,21 @@ def check_files_that_are_no_video():
             stream = container.add_stream(codec, rate=25)
             stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
             container.start_encoding()
-        assert "not a single frame" in refusal(load, name), name
+        assert "has no frames" in refusal(load, name), name
     assert load(write("one.mp4", times=[0]))[3] == 1
 
 
 def check_files_that_break_off():
     times = range(0, 4000, 40)
     sentence = refusal(load, cut("tail.mp4", 0.6, times=times), max_frames=0)
-    assert "damaged or no video" in sentence, sentence  # its index stood at the end
+    assert "is not a video that PyAV can read" in sentence, sentence  # its index stood at the end
     for name, codec, options in (
         ("front.mp4", "libx264", {"movflags": "+faststart"}),
         ("cut.webm", "libvpx", {}),
     ):
         cut(name, 0.6, times=times, codec=codec, size=(320, 320), **options)
         sentence = refusal(load, name, max_frames=0)
-        assert "breaks off at" in sentence or "is damaged after" in sentence, sentence
+        assert "is cut off at" in sentence or "is damaged after" in sentence, sentence
         assert load(name, max_frames=5)[3] == 5
 
 
@@ -428,17 +428,17 @@ def check_memory_that_is_not_there():
     clip = host.submodule("video.clip")
     request, ten_frames = clip.ClipRequest(width=64), 64 * 64 * 3 * 5 * 10
     sentence = refusal(clip.read_clip, path, request, memory=ten_frames)
-    assert "beyond 10 frames of 64x64" in sentence, sentence
+    assert "only 10 frames of" in sentence, sentence
 
 
 def check_playlists_do_not_lead_to_other_files():
     write("a.mp4")
     GRAPH.path("list.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
-    assert "damaged or no video" in refusal(load, "list.mp4")
+    assert "is not a video that PyAV can read" in refusal(load, "list.mp4")
     GRAPH.path("list.webm").write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{GRAPH.path('a.mp4')}\n#EXT-X-ENDLIST\n"
     )
-    assert "damaged or no video" in refusal(load, "list.webm")
+    assert "is not a video that PyAV can read" in refusal(load, "list.webm")
 
 
 def check_paths_stay_inside_the_input_folder():
