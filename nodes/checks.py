@@ -12,9 +12,9 @@ _NEAR_GRID = 0.01  # the core's schedulers simple and sgm_uniform are off by up 
 
 
 def base_warnings(context_dim: int | None, zsnr: bool) -> Iterator[str]:
-    """Yield what is unlikely to be wanted of a base model that has SD1.5's shape.
+    """Yield a warning for what is unlikely to work well in a base model of SD1.5's shape.
 
-    context_dim: the width of the text that it reads; zsnr: it was set to zero terminal SNR.
+    context_dim: the width of its text embeddings; zsnr: it was set to zero terminal SNR.
     """
     if context_dim != SD15_CONTEXT_DIM:
         yield (
@@ -30,7 +30,7 @@ def base_warnings(context_dim: int | None, zsnr: bool) -> Iterator[str]:
 
 
 def lora_beyond(name: str, left_out: int, used: int) -> str:
-    """Return the warning for a motion LoRA that also changes a mid block which is not there."""
+    """Return the warning for a motion LoRA with a mid block on a motion module without one."""
     return (
         f"{name} has {left_out} weights for a mid block, but this motion module has no mid block, "
         f"so only the other {used} are used; load a v2 or Lightning module to use all of them."
@@ -101,15 +101,15 @@ def check_steps(steps: int, trained_steps: int) -> str | None:
     if advice.steps_fit(steps, trained_steps):
         return None
     return (
-        f"this motion module was distilled for {_steps(trained_steps)}, not {steps}; "
-        f"set steps to {trained_steps} or load the {steps}-step file."
+        f"this motion module was distilled for {_steps(trained_steps)}, not {steps}; set steps to "
+        f"{trained_steps}, or load a file that was distilled for {_steps(steps)}."
     )
 
 
 def warnings(
     num_frames: int, cfg: float, sigmas: torch.Tensor, trained_steps: int
 ) -> Iterator[str]:
-    """Yield what is worth telling about a run that is possible but unlikely to be wanted."""
+    """Yield a warning for each setting of a run that works but is unlikely to be wanted."""
     if num_frames == 1:
         yield (
             "the latent has one frame, so the motion module is bypassed; "
@@ -130,7 +130,7 @@ def warnings(
 
 
 def text_warnings(prompt_lengths: Iterable[int], num_frames: int) -> Iterator[str]:
-    """Yield what is wrong with prompts that have an embedding for each of another many frames."""
+    """Yield a warning for prompts that were made for a different number of frames."""
     for length in sorted(set(prompt_lengths) - {1, num_frames}):
         yield (
             f"a prompt was made for {length} frames, but the clip has {num_frames}; "

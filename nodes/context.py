@@ -19,8 +19,8 @@ class SlidingContext(io.ComfyNode):
             node_id="ADL_SlidingContext",
             display_name="Sliding Context",
             category="AnimateDiff-Lightning",
-            description="Makes clips of any length: the frames are sampled in overlapping windows. "
-            "Connect to context of Apply Motion Module.",
+            description="Makes clips of any length by sampling the frames in overlapping windows. "
+            "Connect it to context of Apply Motion Module.",
             inputs=[
                 io.Int.Input(
                     "context_length",

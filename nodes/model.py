@@ -43,8 +43,9 @@ class ApplyMotionModule(io.ComfyNode):
                 ContextType.Input(
                     "context",
                     optional=True,
-                    tooltip="For clips longer than the motion module can see at once (32 frames): "
-                    "connect Sliding Context. Shorter clips ignore it.",
+                    tooltip="For clips that are longer than the motion module can see at once (32 "
+                    "frames, AnimateLCM 64): connect Sliding Context. Clips that fit into one "
+                    "window ignore it.",
                 ),
             ],
             outputs=[

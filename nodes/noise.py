@@ -86,8 +86,8 @@ class VideoNoise(io.ComfyNode):
                     max=63,
                     optional=True,
                     tooltip="Frames that neighbouring windows share; use the number of Sliding "
-                    "Context. Only freenoise uses it: it shuffles the noise in groups of as many "
-                    "frames as are not shared.",
+                    "Context. Only freenoise uses it: it shuffles the noise in groups of "
+                    "context_length minus context_overlap frames.",
                 ),
             ],
             outputs=[

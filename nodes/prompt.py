@@ -29,7 +29,7 @@ class PromptTravel(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     tooltip="One line for each prompt: the frame number (the first frame is 0), a "
-                    "colon, the prompt. Repeat in every line what should stay the same. Frames "
+                    "colon and the prompt. Repeat in every line what should stay the same. Frames "
                     "before the first line use its prompt, and frames after the last line use that "
                     "line's prompt.",
                 ),

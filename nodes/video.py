@@ -64,9 +64,9 @@ class LoadVideo(io.ComfyNode):
                     max=MAX_SIDE,
                     step=64,
                     optional=True,
-                    tooltip="Rounded to a multiple of 64. 0 follows the height; 0 for both keeps "
-                    "the video's size. The frames are cropped evenly on both sides to fit the new "
-                    "shape, and never squeezed.",
+                    tooltip="The width of the frames, rounded to a multiple of 64. 0 follows the "
+                    "height; 0 for both keeps the video's size. The frames are cropped evenly on "
+                    "both sides to fit the new shape, and never squeezed.",
                 ),
                 io.Int.Input(
                     "height",
@@ -75,8 +75,8 @@ class LoadVideo(io.ComfyNode):
                     max=MAX_SIDE,
                     step=64,
                     optional=True,
-                    tooltip="Rounded to a multiple of 64. 0 follows the width; 0 for both keeps "
-                    "the video's size.",
+                    tooltip="The height of the frames, rounded to a multiple of 64. 0 follows the "
+                    "width; 0 for both keeps the video's size.",
                 ),
             ],
             outputs=[
@@ -91,7 +91,7 @@ class LoadVideo(io.ComfyNode):
                 ),
                 io.Float.Output(
                     display_name="fps",
-                    tooltip="Frames per second of the frames; connect to Create Video.",
+                    tooltip="The frame rate of the loaded frames; connect to Create Video.",
                 ),
                 io.Int.Output(
                     display_name="frame_count",
