@@ -204,7 +204,9 @@ def test_a_written_file_is_readable_by_others(tmp_path, module):
 
 
 def test_only_safetensors_and_known_layouts_are_written(tmp_path, module):
-    with pytest.raises(ValueError, match=r"m\.ckpt: motion modules are written as \.safetensors"):
+    with pytest.raises(
+        ValueError, match=r"m\.ckpt: motion modules are written only as \.safetensors"
+    ):
         save(module, tmp_path / "m.ckpt")
     with pytest.raises(ValueError, match='must be "comfyui" or "diffusers", not \'ldm\''):
         save(module, tmp_path / "m.safetensors", "ldm")
@@ -388,7 +390,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     ),
     "pickle with an object": (
         pickled({"state_dict": {}, "config": Fraction(1, 2)}),
-        "is not opened for safety; get the .safetensors version",
+        "is not opened, for safety; use the .safetensors version",
     ),
     "pickled list": (pickled([torch.zeros(1)]), "holds a list in place of a state dict; use"),
     "pickled tensor": (pickled(torch.zeros(1)), "holds a Tensor in place of a state dict; use"),
@@ -498,7 +500,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     ),
     "diffusers UNet": (foreign(UNET, "conv_in.weight"), "is an image UNet without motion, not a m"),
     "LDM UNet": (foreign("input_blocks.0.0.weight"), "is an image UNet without motion, not a moti"),
-    "unknown": (foreign("encoder.layer.0"), "is no motion module and of no kind that is known"),
+    "unknown": (foreign("encoder.layer.0"), "is not a motion module, and its kind is unknown"),
 }
 
 

@@ -377,7 +377,7 @@ def test_processes_that_see_different_files_are_told(clips, tmp_path, capfd):
         assert main(["train", str(files[rank]), "--device", "cpu"]) == 2
 
     together(2, train)
-    assert "give an --out that all machines share" in capfd.readouterr().err
+    assert "use an --out that all machines share" in capfd.readouterr().err
 
 
 def test_processes_that_hold_different_clips_are_told(clips, tmp_path, capfd):
@@ -503,7 +503,7 @@ def test_what_a_kill_left_half_written_goes_and_damage_is_told(
     newest.write_bytes(newest.read_bytes()[:1000])
     assert main(["train", str(file), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
-    assert "is damaged; remove it" in error
+    assert "is damaged; delete it" in error
     assert "\n" not in error.strip()
     assert not any(file_left.exists() for file_left in half)
     newest.unlink()
@@ -535,7 +535,7 @@ def test_a_student_that_was_taken_away_is_not_replaced_by_its_teacher(
             'pool = "plain" },',
             'pool = "plain" },\n{ base = "miniature:plain", pool = "plain", '
             'prediction_type = "epsilon" },',
-            "give miniature:plain different tokenizer",
+            "the base miniature:plain differ in tokenizer",
         ),
     ],
 )
