@@ -145,11 +145,14 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(config, items):
-    """Leave out what was not asked for of the tests that run in a ComfyUI."""
+    """Mark the tests that run in a ComfyUI, and leave out those that were not asked for."""
     smoke, mode = config.getoption("--hosts") == "smoke", config.getoption("--host-mode")
     kept, left_out = [], []
     for item in items:
+        if "comfyui" in item.fixturenames:
+            item.add_marker("host")
         host = getattr(item, "callspec", None) and item.callspec.params.get("comfyui")
         unwanted = host is not None and (
             (smoke and not item.get_closest_marker("smoke")) or (mode and host.mode != mode)

@@ -21,10 +21,13 @@ sync_api = pytest.importorskip(
     reason="NO PLAYWRIGHT FOUND: the frontend was not tested; pip install playwright",
 )
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None,
-    reason="NO CHROMIUM FOUND: the frontend was not tested; install chromium or set CHROMIUM",
-)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="NO CHROMIUM FOUND: the frontend was not tested; install chromium or set CHROMIUM",
+    ),
+]
 
 PACK = Path(__file__).resolve().parents[1]
 PACK_NAME = "ComfyUI-AnimateDiff-Lightning"
