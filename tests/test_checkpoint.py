@@ -386,7 +386,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     "foreign zip": (foreign_zip, "is truncated, or is not a PyTorch file; download it again"),
     "text named pickle": (
         raw("m.ckpt", b"version https://git-lfs"),
-        "or is damaged, and is not op",
+        "is damaged or holds more than tensors, and is not op",
     ),
     "pickle with an object": (
         pickled({"state_dict": {}, "config": Fraction(1, 2)}),
