@@ -29,7 +29,7 @@ from ..models.latent_size import check_size
 from ..models.latents import decode_frames, to_images
 from ..sampling.sample import generate_latents
 from . import frechet, i3d, i3d_weights
-from .fvd_report import SHOWN_FRAMES, TABLE, draw_sheet, plot_distances, write_table
+from .fvd_report import SHOWN_FRAMES, TABLE, draw_comparison, plot_distances, write_table
 from .fvd_request import RECORD, FvdRequest, Method
 
 OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
@@ -143,7 +143,7 @@ class Bench:
                 "fvd": f"{frechet.between(reference, features):.4g}",
                 "floor": f"{floor:.4g}",
             }
-        draw_sheet(self.request.out / f"{_short(name)}.png", sheet)
+        draw_comparison(self.request.out / f"{_short(name)}.png", sheet)
 
     def measure(
         self, base: "_Lazy", name: str, method: Method, shift: int

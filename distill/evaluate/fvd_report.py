@@ -47,7 +47,7 @@ def plot_distances(rows: Sequence[dict[str, object]], file: Path) -> None:
     pyplot.close(figure)
 
 
-def draw_sheet(file: Path, methods: Sequence[np.ndarray]) -> None:
+def draw_comparison(file: Path, methods: Sequence[np.ndarray]) -> None:
     """Draw a row a clip: the teacher's above each method's, clip after clip."""
     clips = [
         clip_writer.enlarge(shown[clip], _SMALLEST_SIDE)

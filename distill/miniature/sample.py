@@ -57,7 +57,8 @@ def sample(
         frames=frames, steps=setting.steps, cfg=setting.cfg, sampler=setting.sampler
     ).sized(base.default_size, base.latent_factor)
     seeds = range(first_seed, first_seed + len(captions))
-    latents = generate_latents(base, module, captions, seeds, settings)
+    lcm_noise = torch.Generator().manual_seed(first_seed)  # as the published tables were measured
+    latents = generate_latents(base, module, captions, seeds, settings, lcm_noise=lcm_noise)
     return torch.stack([decode_images(base, x0, at_once=frames).cpu() for x0 in latents])
 
 

@@ -38,12 +38,14 @@ def generate_latents(
     seeds: Sequence[int],
     settings: SamplingSettings,
     on_step: OnStep | None = None,
+    lcm_noise: torch.Generator | None = None,
 ) -> Tensor:
     """Return clean latents (clips, frames, channels, h, w), float32, of clips that run together.
 
     Each clip has its own prompt and seed; `settings` must be sized. None as motion module draws
-    unrelated images. `on_step()` is called after each denoising step. Raises ValueError where the
-    module does not fit the base model or has fewer positions than frames.
+    unrelated images. `on_step()` is called after each denoising step. `lcm_noise` draws what "lcm"
+    adds between its steps, by default the generator of the first clip's noise does. Raises
+    ValueError where the module does not fit the base model or has fewer positions than frames.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = [initial_noise(base, settings, generator) for generator in generators]
@@ -53,7 +55,8 @@ def generate_latents(
         predict_eps = in_windows(predict_eps, settings.context, len(prompts))
     sample = SAMPLE[settings.sampler]
     with _moving(base, motion_module, settings):
-        x0 = sample(predict_eps, x, settings.steps, generators[0], on_step or _nothing)
+        generator = lcm_noise or generators[0]
+        x0 = sample(predict_eps, x, settings.steps, generator, on_step or _nothing)
     return x0.unflatten(0, (len(prompts), settings.frames))
 
 
