@@ -52,8 +52,8 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     )
     loras = _load_loras(models.motion_loras, motion_checkpoint)
     check_positions(motion_checkpoint.config.max_frames, request)
-    for doubt in request.doubts(motion_checkpoint.steps):
-        logger.warning(doubt)
+    for warning in request.list_warnings(motion_checkpoint.steps):
+        logger.warning(warning)
     base = load_base(models.base, **models.reading(), device=device, dtype=dtype)
     request = request.sized(base.default_size, base.latent_factor)
     _warn_of_long_prompts(base, request)

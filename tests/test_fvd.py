@@ -216,7 +216,7 @@ def test_an_unusual_checkpoint_is_read_as_told(tmp_path, monkeypatch):
         (["--method", "miniature:2:1:ddim"], "sampler must be one of"),
         (["--method", "miniature:2", "--prompts", str(PROMPTS)], "does not know"),
         (["--method", "miniature:2", "--frames", "8"], "the probe needs 16 frames of 16x16"),
-        (["--method", "miniature:2", "--size", "17x17"], "leave --frames and --size away"),
+        (["--method", "miniature:2", "--size", "17x17"], "leave out --frames and --size"),
         (
             ["--method", "miniature:2", "--features", "i3d", "--i3d", "x", "--frames", "8"],
             "the I3D needs clips of at least 9 frames",

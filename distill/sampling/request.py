@@ -64,7 +64,7 @@ class ClipRequest(SamplingSettings):
         stem, extension = self.out.stem, self.out.suffix
         return [self.out.with_name(f"{stem}-{i}{extension}") for i in range(len(self.prompts))]
 
-    def doubts(self, module_steps: int) -> list[str]:
+    def list_warnings(self, module_steps: int) -> list[str]:
         """Return a sentence for each setting that a motion module of `module_steps` (0: unknown)
         was not made for."""
         out = []
