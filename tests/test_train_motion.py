@@ -322,7 +322,7 @@ def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
             "has positions for 32 frames; lower --frames from 33.",
         ),
         (["--frames", "1"], "--frames must be between 2 and 1024, not 1."),
-        (["--frames", "17"], "too short: 2.00 s, but 2.12 s are needed); give longer"),
+        (["--frames", "17"], "too short: 2.00 s, but 2.12 s are needed); use longer"),
         (["--width", "15"], "width must be a multiple of 2, not 15; try 16."),
         (["--accumulate", "3"], "--batch 2 cannot be trained in 3 equal parts"),
         (["--no-caption", "nan"], "--no-caption must be between 0 and 1, not nan."),
