@@ -82,7 +82,7 @@ def train(options):
         save_every=60,
         device="cpu",
     )
-    run.run(request)
+    run.train_motion(request)
     return file
 
 
@@ -124,7 +124,7 @@ def sample(base, module, captions, options):
     parts = range(0, len(captions), size)
     return torch.cat(
         [
-            evaluate.sample(base, module, captions[i : i + size], setting, first_seed=i)
+            evaluate.sample_clips(base, module, captions[i : i + size], setting, first_seed=i)
             for i in parts
         ]
     )

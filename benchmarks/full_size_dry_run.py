@@ -128,7 +128,7 @@ def main():
     write_clips(clips, options.clips * ITERATIONS, options.frames, options.size // 8)
     config = config_of(options, models, clips, out)
     device = my_device("auto")
-    stages.run(config, device)
+    stages.run_stages(config, device)
     with (out / "curves.csv").open() as file:
         curve = list(csv.DictReader(file))
     networks = plan.build_networks(config, {0})

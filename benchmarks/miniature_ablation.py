@@ -124,7 +124,7 @@ class Run:
             return self.teacher
         stage = adversarial(self.steps)
         stage = CHANGES[self.arm](stage) if self.arm in CHANGES else stage
-        config = train_config.read(train_config.find("miniature")).model_copy(
+        config = train_config.read_config(train_config.find_config("miniature")).model_copy(
             update={
                 "stages": (stage,),
                 "teacher": str(self.teacher),
@@ -135,7 +135,7 @@ class Run:
         )
         folder = RunFolder(self.folder)
         if not folder.student(stage.name).is_file():
-            stages.run(config, my_device("auto"))
+            stages.run_stages(config, my_device("auto"))
         if self.arm != WITHOUT_EMA:
             return folder.student(stage.name)
         file = self.folder / f"{self.arm}.safetensors"

@@ -26,7 +26,7 @@ import torch
 from animatediff_lightning.distill.evaluate import frechet, i3d, i3d_weights
 from animatediff_lightning.distill.files.digest import digest
 from animatediff_lightning.distill.miniature import metrics, probe, shipped
-from animatediff_lightning.distill.miniature.sample import Setting, sample, show
+from animatediff_lightning.distill.miniature.sample import Setting, sample_clips, show
 from animatediff_lightning.distill.models.base_model import load_base, quiet_libraries
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.files import atomic_path
@@ -154,7 +154,7 @@ def measure(cell, options, scenes, network):
     label = f"{cell.base}, {cell.method}, {cell.steps} steps"
     for first in tqdm(range(done, options.n, AT_ONCE), desc=label, leave=False, disable=None):
         few = scenes[torch.arange(first, min(first + AT_ONCE, options.n))]
-        clips = sample(base, module, few.captions(), setting, cell.first_seed + first)
+        clips = sample_clips(base, module, few.captions(), setting, cell.first_seed + first)
         found = {k: v.numpy() for k, v in metrics.score(clips, few, cell.base).items()}
         # as a file of 8-bit pixels has them
         pixels = ((clips.clamp(-1, 1) + 1) * 127.5).round().byte()

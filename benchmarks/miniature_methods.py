@@ -56,7 +56,7 @@ def discriminator(config):
 
 def consistency(config):
     """Return one consistency stage over all the bases, as long as miniature_mse's together."""
-    config = train_config.read(train_config.find("miniature_mse"))
+    config = train_config.read_config(train_config.find_config("miniature_mse"))
     iterations = sum(p.iterations for stage in config.stages for p in stage.phases)
     stage = Stage(
         teacher_steps=GRID,
@@ -74,8 +74,10 @@ def main():
     methods = {m.__name__: m for m in (single, consistency, discriminator)}
     parser.add_argument("method", choices=methods)
     options = parser.parse_args()
-    config = methods[options.method](train_config.read(train_config.find("miniature")))
-    stages.run(config, my_device("auto"))
+    config = methods[options.method](
+        train_config.read_config(train_config.find_config("miniature"))
+    )
+    stages.run_stages(config, my_device("auto"))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def tars(folder):
 def undisturbed(tmp_path_factory):
     """A folder that one process filled: two shards, of four clips and of two."""
     request = request_for(tmp_path_factory.mktemp("data") / "alone")
-    generate.run(request)
+    generate.generate_clips(request)
     return request
 
 
@@ -108,7 +108,7 @@ def test_two_processes_make_what_one_does(undisturbed, tmp_path, monkeypatch):
     processes = []
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        processes.append(FORK.Process(target=generate.run, args=(request,)))
+        processes.append(FORK.Process(target=generate.generate_clips, args=(request,)))
         processes[-1].start()
     for process in processes:
         process.join(120)
@@ -119,7 +119,7 @@ def test_two_processes_make_what_one_does(undisturbed, tmp_path, monkeypatch):
 
 def test_a_process_makes_only_its_own_shards(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path / "half")
-    (files,) = generate.run(request, rank=1, world_size=2)
+    (files,) = generate.generate_clips(request, rank=1, world_size=2)
     assert list(tars(request.out)) == [files.name] == ["clips-000001.tar"]
     assert not (request.out / "index.json").exists()  # the last process writes it, once
 
@@ -129,7 +129,7 @@ def test_a_killed_run_goes_on_to_the_same_clips(undisturbed, tmp_path, at_once):
     # three a shard: the second batch of two has one clip of it
     request = replace(undisturbed, out=tmp_path / "killed", at_once=at_once, shard_size=3)
     for clips in (1, 2, 3):
-        process = FORK.Process(target=generate.run, args=(request,))
+        process = FORK.Process(target=generate.generate_clips, args=(request,))
         process.start()
         while made(request.out) < clips and process.is_alive():
             time.sleep(0.002)
@@ -137,9 +137,9 @@ def test_a_killed_run_goes_on_to_the_same_clips(undisturbed, tmp_path, at_once):
         process.join()
         assert process.exitcode == -signal.SIGKILL
         assert made(request.out) >= clips
-    generate.run(request)
+    generate.generate_clips(request)
     whole = replace(request, out=tmp_path / "whole")
-    generate.run(whole)
+    generate.generate_clips(whole)
     assert tars(request.out) == tars(whole.out)
     assert not list(request.out.glob(".*"))
 
@@ -162,12 +162,12 @@ def test_finished_clips_are_kept_and_another_process_is_left_alone(
 
     monkeypatch.setattr(generate.Studio, "make", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        generate.run(request)
+        generate.generate_clips(request)
     others = request.out / ".clips-000001"
     others.mkdir()
     (others / "00000004.npz").write_bytes(b"in progress")
     calls.clear()
-    generate.run(request, rank=0, world_size=2)
+    generate.generate_clips(request, rank=0, world_size=2)
     assert calls == [3]
     assert (others / "00000004.npz").read_bytes() == b"in progress"
     assert tars(request.out)["clips-000000.tar"] == tars(undisturbed.out)["clips-000000.tar"]
@@ -200,11 +200,11 @@ def test_a_latent_space_is_told_by_the_encoder_alone():
 def test_another_command_in_the_folder_is_refused(undisturbed, tmp_path):
     for change in ({"steps": 3}, {"prompts": PROMPTS[:2]}, {"bases": ("miniature:wood",)}):
         with pytest.raises(ValueError, match=r"holds clips with other .*; go on with the same"):
-            generate.run(replace(undisturbed, **change))
-    generate.run(replace(undisturbed, device="auto"))
+            generate.generate_clips(replace(undisturbed, **change))
+    generate.generate_clips(replace(undisturbed, device="auto"))
     (tmp_path / "clips-000000.tar").touch()
     with pytest.raises(ValueError, match="shards that another command made"):
-        generate.run(replace(undisturbed, out=tmp_path))
+        generate.generate_clips(replace(undisturbed, out=tmp_path))
 
 
 def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
@@ -212,7 +212,7 @@ def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
     request = request_for(tmp_path, prompts=PROMPTS[:2], sizes=sizes, frames=4, flip=False)
     shards = plan_shards(request, sizes)
     assert [s.clips for s in shards] == [(0, 3), (1, 2)]
-    generate.run(request)
+    generate.generate_clips(request)
     pool = ClipPool(str(tmp_path))
     assert pool.shapes == {(4, 12, 8, 8), (4, 12, 8, 12)}
     assert not pool.can_flip
@@ -234,7 +234,7 @@ def test_sizes_are_dealt_out_and_a_shard_has_one(tmp_path):
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path, change, sentence):
     with pytest.raises(ValueError, match=sentence):
-        generate.run(request_for(tmp_path / "out", **change))
+        generate.generate_clips(request_for(tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
 
 
@@ -299,7 +299,7 @@ def test_an_index_that_does_not_know_a_shard_yet_is_no_fault(undisturbed, tmp_pa
 def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
     request = replace(undisturbed, out=shutil.copytree(undisturbed.out, tmp_path / "clips"))
     (request.out / "generate.json").write_text(record)
-    for command in (generate.run, lambda r: verify.verify_shards(r.out)):
+    for command in (generate.generate_clips, lambda r: verify.verify_shards(r.out)):
         with pytest.raises(ValueError, match=r"generate.json is damaged; restore it"):
             command(request)
     (request.out / "generate.json").write_text("{}")
@@ -308,12 +308,12 @@ def test_a_damaged_record_is_named(undisturbed, tmp_path, record):
     ):
         verify.verify_shards(request.out)
     with pytest.raises(ValueError, match="holds clips with other bases"):
-        generate.run(request)
+        generate.generate_clips(request)
 
 
 def test_an_unfinished_folder_is_told(undisturbed, tmp_path):
     request = replace(undisturbed, out=tmp_path)
-    generate.run(request, rank=1, world_size=2)
+    generate.generate_clips(request, rank=1, world_size=2)
     with pytest.raises(ValueError, match="2 of 6 clips are finished, run the same"):
         verify.verify_shards(tmp_path)
 

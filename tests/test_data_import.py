@@ -168,9 +168,9 @@ def test_two_processes_make_what_one_does(imported, videos, tmp_path):
         shard_size=2,
         workers=1,
     )
-    import_videos.run(request, rank=1, world_size=2)
+    import_videos.import_videos(request, rank=1, world_size=2)
     half = set(contents(tmp_path / "out"))
-    import_videos.run(request, rank=0, world_size=2)
+    import_videos.import_videos(request, rank=0, world_size=2)
     assert 0 < len(half) < len(contents(imported))
     assert contents(tmp_path / "out") == contents(imported)
 

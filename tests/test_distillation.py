@@ -75,7 +75,7 @@ def test_each_stage_leaves_a_student_that_tells_what_it_is(undisturbed):
     for steps in (2, 1):
         found = checkpoint.load(folder / "students" / f"{steps}step.safetensors")
         assert found.steps == steps
-        assert found.metadata["training"] == train_config.read(file).digest()
+        assert found.metadata["training"] == train_config.read_config(file).digest()
         assert found.metadata["bases"] == "plain, toon"
         assert str(folder) not in json.dumps(dict(found.metadata))
     assert not same(*students(folder).values())
@@ -138,7 +138,7 @@ def test_stages_that_have_not_begun_may_be_other_ones(undisturbed, clips, tmp_pa
 
 def test_another_number_of_clips_a_forward_is_the_same_run(clips, tmp_path):
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
-    config, folder = train_config.read(file), RunFolder(tmp_path / "out")
+    config, folder = train_config.read_config(file), RunFolder(tmp_path / "out")
     folder.claim(config, {"plain": "a"})
     folder.claim(config.model_copy(update={"clips_per_rank": 4}), {"plain": "a"})
     with pytest.raises(ValueError, match="a run with other global_batch;"):
@@ -165,8 +165,8 @@ class Stage:
     """The adversarial stage of a config, set up to take single updates."""
 
     def __init__(self, file):
-        self.config = train_config.read(file)
-        self.setup = setup.load(self.config, CPU, resume=True)
+        self.config = train_config.read_config(file)
+        self.setup = setup.load_setup(self.config, CPU, resume=True)
         self.context = stages.start_stage(self.setup, 1)
         training = self.context.__enter__()
         self.student, self.place = training.student, Place(1, 0, 0)
@@ -606,7 +606,7 @@ def test_backward_is_at_most_six_of_our_frames_below_the_command(clips, tmp_path
 
     monkeypatch.setattr(torch.Tensor, "backward", record)
     assert main(["train", str(file), "--device", "cpu"]) == 130
-    assert frames == ["main", "train", "run", "train_phase", "train_step", "_backward"]
+    assert frames == ["main", "train", "run_stages", "train_phase", "train_step", "_backward"]
 
 
 def test_without_prompts_there_are_no_sheets(clips, tmp_path):

@@ -159,7 +159,7 @@ def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monke
             teacher=Method("miniature", 2, 2.0),
             prediction_type="v_prediction",
         )
-        fvd.run(request)
+        fvd.measure_fvd(request)
         found += [r["fvd"] for r in rows(tmp_path / "out")]
     assert found[0] == found[2] != found[1]
     assert len(asked) == 2  # the third time all is there
@@ -168,9 +168,9 @@ def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monke
 
 def test_the_reference_has_the_guidance_that_its_students_learn(tmp_path, monkeypatch, capsys):
     for name, file in (("paper", "mm_sd_v15_v2.ckpt"), ("miniature", "miniature")):
-        config = train_config.read(train_config.find(name))
+        config = train_config.read_config(train_config.find_config(name))
         assert default_teacher_cfg(file) == config.stages[0].cfg
-    monkeypatch.setattr(fvd, "run", lambda request: f"cfg {request.teacher.cfg}")
+    monkeypatch.setattr(fvd, "measure_fvd", lambda request: f"cfg {request.teacher.cfg}")
     command = ["evaluate", "fvd", "--base", "miniature:plain", "--method", "miniature:2"]
     for extra, cfg in (((), 2.5), (("--teacher", "v2.ckpt"), 7.5), (("--teacher-cfg", "3"), 3.0)):
         assert main([*command, *extra, "--out", str(tmp_path)]) == 0
@@ -186,7 +186,7 @@ def test_the_table_tells_how_its_reference_was_made(measured, capsys):
 def test_an_unusual_checkpoint_is_read_as_told(tmp_path, monkeypatch):
     (tmp_path / "model_index.json").write_text("{}")
     asked = []
-    monkeypatch.setattr(fvd, "run", asked.append)
+    monkeypatch.setattr(fvd, "measure_fvd", asked.append)
     command = [*COMMON, "--method", "miniature:2", "--out", str(tmp_path / "out")]
     options = ["--config", str(tmp_path), "--prediction-type", "v_prediction"]
     assert main([*command, *options]) == 0

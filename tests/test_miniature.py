@@ -41,7 +41,7 @@ def module():
 def drawn(style, module, steps=STEPS, cfg=None, count=CLIPS):
     scenes = metrics.held_out_scenes(count)
     setting = sample.Setting(style, "", "euler", steps, cfg or shipped.cfg(), count)
-    return sample.sample(load_base(shipped.base(style)), module, scenes.captions(), setting)
+    return sample.sample_clips(load_base(shipped.base(style)), module, scenes.captions(), setting)
 
 
 def scored(style, *args, count=CLIPS, **options):
@@ -241,9 +241,9 @@ def test_a_batch_of_clips_equals_them_one_by_one(module):
     base = load_base(shipped.base())
     captions = metrics.held_out_scenes(3).captions()
     setting = sample.Setting("plain", "", "euler", 2, 2.0, 3)
-    together = sample.sample(base, module, captions, setting)
+    together = sample.sample_clips(base, module, captions, setting)
     for i, caption in enumerate(captions):
-        alone = sample.sample(base, module, [caption], setting, first_seed=i)
+        alone = sample.sample_clips(base, module, [caption], setting, first_seed=i)
         assert torch.allclose(together[i], alone[0], atol=1e-4)
 
 

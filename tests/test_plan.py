@@ -17,7 +17,7 @@ from animatediff_lightning.motion_module.module import MotionModule
 
 
 def config_of(name, **changes):
-    return train_config.read(train_config.find(name)).model_copy(update=changes)
+    return train_config.read_config(train_config.find_config(name)).model_copy(update=changes)
 
 
 def test_the_papers_run_is_planned_without_its_files(capsys, tmp_path, monkeypatch):
@@ -111,7 +111,9 @@ def test_the_process_that_holds_the_most_is_told(capsys):
 
 def test_a_size_that_no_latent_has_is_refused(tmp_path, capsys):
     file = tmp_path / "paper.toml"
-    file.write_text(train_config.find("paper").read_text().replace("width = 512", "width = 500"))
+    file.write_text(
+        train_config.find_config("paper").read_text().replace("width = 512", "width = 500")
+    )
     assert main(["plan", str(file), "--world-size", "8"]) == 2
     assert "width must be a multiple of 8, not 500; try 496" in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-TABLE = tomllib.loads(train_config.find("miniature").read_text())
+TABLE = tomllib.loads(train_config.find_config("miniature").read_text())
 
 
 def changed(*path_and_value, table=TABLE):
@@ -34,13 +34,13 @@ def changed(*path_and_value, table=TABLE):
 
 def schedule_problems(table):
     with pytest.raises(ConfigError) as caught:
-        train_config.validate(table)
+        train_config.validate_table(table)
     return caught.value.problems
 
 
 @pytest.mark.parametrize(("name", "last"), [("paper", "adversarial"), ("miniature", "mse")])
 def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name, last):
-    config = train_config.read(train_config.find(name))
+    config = train_config.read_config(train_config.find_config(name))
     assert len(config.slots) == 8
     assert len(config.bases) == 6
     assert [config.base_index(i) for i in range(8)] == [0, 0, 1, 2, 3, 3, 4, 5]
@@ -55,7 +55,7 @@ def test_bundled_configs_have_the_papers_eight_slots_and_five_stages(name, last)
 
 
 def test_the_papers_numbers():
-    config = train_config.read(train_config.find("paper"))
+    config = train_config.read_config(train_config.find_config("paper"))
     mse, first, *_ = config.stages
     assert (mse.cfg, mse.phases[0].learning_rate) == (7.5, 1e-5)
     assert mse.adam_betas(mse.phases[0]) == (0.9, 0.999)
@@ -70,7 +70,7 @@ def test_the_papers_numbers():
 
 
 def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
-    text = train_config.find("miniature").read_text()
+    text = train_config.find_config("miniature").read_text()
     for old, new in (
         ("iterations = 300", "itterations = 300"),
         ("cfg = 2.5", "cfg = 77"),
@@ -82,7 +82,7 @@ def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        train_config.read(file)
+        train_config.read_config(file)
     told = "\n".join(caught.value.problems)
     for sentence in (
         "stages.0.phases.0.itterations is not a known key; did you mean 'iterations'?",
@@ -98,9 +98,9 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
     file = tmp_path / "x.toml"
     file.write_text("out = [")
     with pytest.raises(ConfigError, match=r"x\.toml is not valid TOML"):
-        train_config.read(file)
+        train_config.read_config(file)
     with pytest.raises(ValueError, match="one of: miniature, miniature_mse, paper"):
-        train_config.find("nothing")
+        train_config.find_config("nothing")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_layouts_that_do_not_divide(table, world_size, sentence):
 
 def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where no clips are
-    text = train_config.find("miniature").read_text()
+    text = train_config.find_config("miniature").read_text()
     text = text.replace('teacher = "miniature"', 'teacher = "nowhere.safetensors"')
     text = text.replace("miniature:ink", "missing_base").replace("miniature:photo", "miniature:fog")
     file = tmp_path / "run.toml"
@@ -204,11 +204,11 @@ def test_the_fingerprint_does_not_know_where_a_run_lies():
 
 def test_a_run_from_before_there_was_a_head_start_is_known_again():
     known = "833a00159df2"  # what students of then tell of their training
-    assert train_config.read(train_config.find("miniature_mse")).digest() == known
+    assert train_config.read_config(train_config.find_config("miniature_mse")).digest() == known
 
 
 def test_the_bundled_students_are_of_the_bundled_config():
-    config = train_config.read(train_config.find("miniature"))
+    config = train_config.read_config(train_config.find_config("miniature"))
     known = checkpoint.load(shipped.student(1)).metadata  # of the last stage
     assert known["training"] == config.digest()
     for stage in config.stages[1:]:

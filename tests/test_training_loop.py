@@ -8,7 +8,12 @@ import pytest
 import torch
 from animatediff_lightning.distill.engine import loop
 from animatediff_lightning.distill.engine.denoising_loss import draw_timesteps, target
-from animatediff_lightning.distill.engine.loop import CHECKPOINT, LoopOptions, Stopped, train
+from animatediff_lightning.distill.engine.loop import (
+    CHECKPOINT,
+    LoopOptions,
+    Stopped,
+    train_weights,
+)
 
 OPTIONS = LoopOptions(60, 0.15, warmup=5, ema=0.9)
 
@@ -26,7 +31,7 @@ def problem():
 
 def fitted(folder, options=OPTIONS):
     weights, loss = problem()
-    train("line", weights, loss, options, folder)
+    train_weights("line", weights, loss, options, folder)
     return {k: p.item() for k, p in weights.items()}
 
 
@@ -56,7 +61,7 @@ def test_stopped_and_started_again_is_the_same_to_the_bit(tmp_path, stop_at):
         return loss(step)
 
     with pytest.raises(Stopped):
-        train("line", weights, disturbed, OPTIONS, tmp_path / "disturbed")
+        train_weights("line", weights, disturbed, OPTIONS, tmp_path / "disturbed")
     assert fitted(tmp_path / "disturbed") == expected
 
 
@@ -81,14 +86,14 @@ def test_a_loss_that_is_no_number_names_the_step(tmp_path):
         return loss(step) * (float("nan") if step == 7 else 1)
 
     with pytest.raises(ValueError, match="not finite at step 7"):
-        train("line", weights, broken, OPTIONS, tmp_path)
+        train_weights("line", weights, broken, OPTIONS, tmp_path)
     assert not (tmp_path / CHECKPOINT).exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fitted(tmp_path)
     with pytest.raises(ValueError, match="another run"):
-        train("other", {"c": torch.nn.Parameter(torch.zeros(1))}, None, OPTIONS, tmp_path)
+        train_weights("other", {"c": torch.nn.Parameter(torch.zeros(1))}, None, OPTIONS, tmp_path)
     with pytest.raises(ValueError, match="another run"):
         fitted(tmp_path, LoopOptions(20, 0.05))
 
@@ -137,5 +142,5 @@ def test_checkpoints_are_written_whole(tmp_path, monkeypatch):
     weights, loss = problem()
     monkeypatch.setattr(loop.torch, "save", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        train("line", weights, loss, OPTIONS, tmp_path)
+        train_weights("line", weights, loss, OPTIONS, tmp_path)
     assert list(tmp_path.iterdir()) == []

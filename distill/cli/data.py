@@ -104,7 +104,7 @@ def generate_clips(
 
     from ..data import generate
 
-    files = generate.run(request)
+    files = generate.generate_clips(request)
     count = f"{len(files)} shard{'s' * (len(files) != 1)}"
     print(f"wrote {count} to {out}; the shards of all processes hold {len(request)} clips.")
 
@@ -170,7 +170,7 @@ def import_clips(
 
     from ..data import import_videos
 
-    print(import_videos.run(request))
+    print(import_videos.import_videos(request))
 
 
 @data.command("verify")

@@ -168,4 +168,4 @@ def evaluate_fvd(
 
     from ..evaluate import fvd
 
-    print(fvd.run(request))
+    print(fvd.measure_fvd(request))

@@ -37,15 +37,15 @@ def train(
     It runs in one process or under torchrun. Every stage leaves students/Nstep.safetensors in the
     run's folder. You may stop it at any time; the same command resumes it.
     """
-    from ..train.config import ConfigError, find
+    from ..train.config import ConfigError, find_config
 
-    file = find(config)
+    file = find_config(config)
     try:
-        settings = read_config(file, out)
+        settings = _read_settings(file, out)
         from ..models.devices import my_device
-        from ..train.stages import run
+        from ..train.stages import run_stages
 
-        run(settings, my_device(device), resume is Resume.auto)
+        run_stages(settings, my_device(device), resume is Resume.auto)
     except ConfigError as error:
         _refuse(file, error.problems)
 
@@ -59,11 +59,11 @@ def plan(
     Neither the files nor a GPU are needed.
     """
     from ..train import checks
-    from ..train.config import ConfigError, find
+    from ..train.config import ConfigError, find_config
 
-    file = find(config)
+    file = find_config(config)
     try:
-        settings = read_config(file, None)
+        settings = _read_settings(file, None)
         problems = checks.problems_of_layout(settings, world_size)
         if problems:
             raise ConfigError(problems)
@@ -94,11 +94,11 @@ def export(
         print(f"wrote {file}")
 
 
-def read_config(file: Path, out: Path | None):
-    """Read a config, its folder replaced where the command line names one."""
-    from ..train.config import read
+def _read_settings(file: Path, out: Path | None):
+    """Read a config, and replace its folder where the command line names one."""
+    from ..train.config import read_config
 
-    config = read(file)
+    config = read_config(file)
     return config if out is None else config.model_copy(update={"out": out})
 
 

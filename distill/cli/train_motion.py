@@ -150,6 +150,6 @@ def train_motion(
         prediction_type=prediction_type.or_none,
     )
 
-    from ..train_motion.run import run
+    from ..train_motion.run import train_motion
 
-    run(request)
+    train_motion(request)

@@ -36,7 +36,9 @@ from .generate_request import RECORD, DataRequest, PlannedClip, ShardPlan, plan_
 logger = logging.getLogger(__name__)
 
 
-def run(request: DataRequest, rank: int | None = None, world_size: int | None = None) -> list[Path]:
+def generate_clips(
+    request: DataRequest, rank: int | None = None, world_size: int | None = None
+) -> list[Path]:
     """Make this process's shards, those numbered rank modulo world_size, and return the files.
 
     Rank and world size are torchrun's by default. Raises ValueError, before any clip is made, for

@@ -31,7 +31,9 @@ BAD = "bad.csv"
 _DONE = "done"  # folder of what became of each shard's videos
 
 
-def run(request: ImportRequest, rank: int | None = None, world_size: int | None = None) -> str:
+def import_videos(
+    request: ImportRequest, rank: int | None = None, world_size: int | None = None
+) -> str:
     """Make this process's shards and return a sentence on what became of the videos.
 
     Raises ValueError, before any video is decoded, where there are none or the folder holds

@@ -57,7 +57,7 @@ class LoopOptions:
         return self.learning_rate * min(1, (step + 1) / self.warmup) * decay
 
 
-def train(
+def train_weights(
     name: str,
     weights: Mapping[str, nn.Parameter],
     loss_of_step: LossOfStep,

@@ -37,7 +37,7 @@ _SHOWN_CLIPS = 2
 Features = Callable[[Tensor], Tensor]
 
 
-def run(request: FvdRequest) -> str:
+def measure_fvd(request: FvdRequest) -> str:
     """Make what is missing, write table, plot and contact sheets into the folder, return the table.
 
     Raises ValueError, before any clip is made, for files that are missing or do not fit together,

@@ -115,7 +115,7 @@ def _train_base(
     if style != styles.F0:
         stage, seed = recipe.other_bases, recipe.seed + 1 + list(styles.STYLES).index(style)
     loss = stages.base_loss(base, style, stage, seed)
-    loop.train(f"base model {style}", weights, loss, stage.loop, folders.work(style))
+    loop.train_weights(f"base model {style}", weights, loss, stage.loop, folders.work(style))
     if distributed.rank() == 0:
         _sheet(folders.sheet(style), base, None, style, recipe.teacher_steps)
         _write_whole(folders.base(style), base.unet, base.text_encoder)
@@ -128,9 +128,11 @@ def _motion(folders: Folders, recipe: Recipe) -> None:
     base = load_base(folders.base(styles.F0))
     generator = torch.Generator().manual_seed(recipe.seed + 100)
     module = models.build_motion_module(base.unet).initialise(generator)
-    loss, injection = stages.motion_loss(base, module, styles.F0, recipe.motion, recipe.seed + 101)
+    loss, injection = stages.motion_stage_loss(
+        base, module, styles.F0, recipe.motion, recipe.seed + 101
+    )
     weights = stages.trainable(motion=module)
-    loop.train("motion module", weights, loss, recipe.motion.loop, folders.work("motion"))
+    loop.train_weights("motion module", weights, loss, recipe.motion.loop, folders.work("motion"))
     injection.eject()
     if distributed.rank() == 0:
         _sheet(folders.sheet("motion"), base, module, styles.F0, recipe.teacher_steps)

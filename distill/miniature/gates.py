@@ -53,7 +53,7 @@ def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:
     ]
     scenes = metrics.held_out_scenes(clips)
     setting = Setting(style, "none", "euler", steps, 2.5, clips)
-    stills = sample.sample(base, None, scenes.captions(), setting, frames=1)
+    stills = sample.sample_clips(base, None, scenes.captions(), setting, frames=1)
     means = metrics.summary(metrics.score(stills.expand(-1, 3, -1, -1, -1), scenes, style))
     return [*checks, Check("colour on single frames", means["colour"], 0.95)]
 

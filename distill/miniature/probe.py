@@ -99,7 +99,9 @@ def train_probe(folder: Path, seed: int = 0, options: LoopOptions = LOOP) -> Pro
     """Train a probe from a seed, resumable in `folder`; see training_loop.train for its errors."""
     torch.manual_seed(seed)
     probe = Probe()
-    loop.train("probe", stages.trainable(probe=probe), probe_loss(probe, seed), options, folder)
+    loop.train_weights(
+        "probe", stages.trainable(probe=probe), probe_loss(probe, seed), options, folder
+    )
     return probe.requires_grad_(False).eval()
 
 

@@ -41,7 +41,7 @@ class Setting:
         return count_evaluations(self.steps, self.cfg)
 
 
-def sample(
+def sample_clips(
     base: BaseModel,
     module: MotionModule | None,
     captions: Sequence[str],
@@ -71,7 +71,7 @@ def sample_all(
     label = f"{setting.base}, {setting.steps} steps, cfg {setting.cfg:g}"
     return torch.cat(
         [
-            sample(base, module, captions[i : i + _CLIPS_AT_ONCE], setting, first_seed=i)
+            sample_clips(base, module, captions[i : i + _CLIPS_AT_ONCE], setting, first_seed=i)
             for i in tqdm(starts, desc=label, disable=None, leave=False)
         ]
     )

@@ -65,7 +65,7 @@ def base_loss(base: BaseModel, style: str, stage: Stage, seed: int) -> LossOfSte
     return loss
 
 
-def motion_loss(
+def motion_stage_loss(
     base: BaseModel, module: MotionModule, style: str, stage: Stage, seed: int
 ) -> tuple[LossOfStep, Injection]:
     """Return the loss of training a motion module on clips of a style, in a frozen base model.

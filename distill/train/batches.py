@@ -117,7 +117,7 @@ def make_batch(
     x_t, noises, all_draws, captions = [], [], [], []
     for sample in samples:
         choice, noise = (_random(config.seed, place, slot, sample, s) for s in (_CHOICE, _NOISE))
-        draws = draw(stage, phase, table.flip and pool.can_flip, choice)
+        draws = draw_sample(stage, phase, table.flip and pool.can_flip, choice)
         x0, caption = pool.read(clips[sample]).oriented(draws.flip)
         eps, fresh = (torch.randn(x0.shape, generator=noise) for _ in range(2))
         x_t.append(prediction.forward(x0, eps, trajectory.timestep(draws.position)))
@@ -134,7 +134,7 @@ def make_batch(
     )
 
 
-def draw(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Generator) -> Draws:
+def draw_sample(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Generator) -> Draws:
     """Draw what is random of a sample, but the noise; always as many numbers, in this order."""
     flip, start, renoise, caption = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     starts = trajectory.start_positions(stage)

@@ -338,7 +338,7 @@ class TrainConfig(_Table):
             made.append(stage.student_steps)
 
 
-def find(name: str) -> Path:
+def find_config(name: str) -> Path:
     """Return the file of a config: a path, or the name of a bundled one; ValueError if neither."""
     if Path(name).is_file():
         return Path(name)
@@ -349,7 +349,7 @@ def find(name: str) -> Path:
     raise ValueError(f"the config {name} was not found; give a .toml file, or one of: {names}.")
 
 
-def read(file: Path) -> TrainConfig:
+def read_config(file: Path) -> TrainConfig:
     """Read and validate a config; ConfigError holds every problem, each with what to do."""
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -357,10 +357,10 @@ def read(file: Path) -> TrainConfig:
         raise ConfigError(
             [f"{file.name} is not valid TOML: {error}; correct that line."]
         ) from error
-    return validate(table)
+    return validate_table(table)
 
 
-def validate(table: dict) -> TrainConfig:
+def validate_table(table: dict) -> TrainConfig:
     """Return the config of a file's table; ConfigError holds every problem."""
     try:
         return TrainConfig.model_validate(table)

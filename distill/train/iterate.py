@@ -101,9 +101,9 @@ class Report:
         if self._curves is None or not due:
             return
         name = self._networks.stage.name
-        picture = sheets.draw(config, self._networks)
+        picture = sheets.draw_sheet(config, self._networks)
         file = self._setup.folder.sheets / f"{name}-{place.phase}-{place.count:08d}.png"
-        sheets.write(file, picture)
+        sheets.write_sheet(file, picture)
         self._curves.picture(name, picture)
 
 

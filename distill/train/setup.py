@@ -33,7 +33,7 @@ class Setup:
     discriminator_base: BaseModel
 
 
-def load(config: TrainConfig, device: torch.device, resume: bool) -> Setup:
+def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup:
     """Check a config, load this process's base models, frozen, and claim the run's folder.
 
     Raises ConfigError for all that cannot work, and ValueError where the folder holds another run

@@ -19,7 +19,7 @@ _SMALLEST_SIDE = 256  # pixels of a sheet
 
 
 @torch.no_grad()
-def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
+def draw_sheet(config: TrainConfig, networks: Networks) -> np.ndarray:
     """Return a picture, uint8 (height, width, 3): a prompt's student above its teacher.
 
     Drawn by the first base model of this process; prompt i has seed i.
@@ -38,7 +38,7 @@ def draw(config: TrainConfig, networks: Networks) -> np.ndarray:
     return clip_writer.rows([decode_frames(moving.base, latents).numpy() for latents in rows])
 
 
-def write(file: Path, picture: np.ndarray) -> Path:
+def write_sheet(file: Path, picture: np.ndarray) -> Path:
     """Write a picture as PNG."""
     return clip_writer.write_clip(file, clip_writer.enlarge(picture[None], _SMALLEST_SIDE), fps=1)
 

@@ -23,11 +23,11 @@ from .iterate import train_phase
 from .losses import Networks
 from .phase import PhaseTrainer
 from .run_folder import Place
-from .setup import Setup, frozen_dtype, load
+from .setup import Setup, frozen_dtype, load_setup
 from .student import MovingBase, Student
 
 
-def run(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
+def run_stages(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
     """Train what is missing, stage by stage, and leave each student in the run's folder.
 
     Raises ConfigError before any training for all that cannot work, ValueError where the folder
@@ -37,7 +37,7 @@ def run(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
     quiet_libraries()
     distributed.start(device)
     try:
-        setup = load(config, device, resume)
+        setup = load_setup(config, device, resume)
         for number, stage in enumerate(config.stages):
             if is_finished(setup, number):
                 continue

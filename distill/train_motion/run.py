@@ -31,7 +31,7 @@ from .request import MotionRequest
 logger = logging.getLogger(__name__)
 
 
-def run(request: MotionRequest) -> None:
+def train_motion(request: MotionRequest) -> None:
     """Train what is asked for and write it; goes on from the checkpoint where there is one.
 
     Works in each of torchrun's processes. Raises ValueError, with one sentence and before any
@@ -105,7 +105,7 @@ def train_weights(training: Training) -> None:
     injection = inject(training.base.unet, training.module, num_frames=request.frames)
     loss = motion_loss(training, ahead)
     try:
-        loop.train(request.what, training.weights, loss, options, request.work_folder)
+        loop.train_weights(request.what, training.weights, loss, options, request.work_folder)
     finally:
         injection.eject()
         ahead.close()
