@@ -225,7 +225,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path):
     ids=["float64", "object", "big-endian", "text"],
 )
 def test_arrays_of_anything_but_float32_are_refused(tmp_path, array):
-    with pytest.raises(ValueError, match=r"not opened for safety"):
+    with pytest.raises(ValueError, match=r"not opened, for safety"):
         i3d_weights.load_weights(write(tmp_path / "weights.ckpt", {"params": array}))
 
 
