@@ -4,8 +4,11 @@ Both go through the network in one doubled batch, the prompt's half first.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+Timestep = TypeVar("Timestep", int, torch.Tensor)
 
 
 def guide(eps_prompt: torch.Tensor, eps_negative: torch.Tensor, cfg: float) -> torch.Tensor:
@@ -14,9 +17,9 @@ def guide(eps_prompt: torch.Tensor, eps_negative: torch.Tensor, cfg: float) -> t
 
 
 def predict_guided(
-    predict_eps: Callable[[torch.Tensor, torch.Tensor | int, torch.Tensor], torch.Tensor],
+    predict_eps: Callable[[torch.Tensor, Timestep, torch.Tensor], torch.Tensor],
     x: torch.Tensor,
-    t: torch.Tensor | int,
+    t: Timestep,
     text: torch.Tensor,
     negative: torch.Tensor,
     cfg: float,
@@ -30,4 +33,5 @@ def predict_guided(
         return predict_eps(x, t, text)
     both_t = t if isinstance(t, int) else torch.cat([t, t])
     eps = predict_eps(torch.cat([x, x]), both_t, torch.cat([text, negative]))
-    return guide(*eps.chunk(2), cfg)
+    eps_prompt, eps_negative = eps.chunk(2)
+    return guide(eps_prompt, eps_negative, cfg)

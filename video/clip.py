@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+import numpy as np
 import torch
 
 from .decoder import Decoder, open_video, read_pixels, read_track, resample_frames
@@ -79,18 +80,21 @@ def _collect_images(
     name: str,
 ) -> torch.Tensor:
     """Convert the frames, each once, into one tensor (frames, height, width, 3)."""
-    pictures, last, size = deque(), None, None
+    pictures: deque[np.ndarray] = deque()
+    last: av.VideoFrame | None = None
+    size: tuple[int, int] | None = None
     for frame in frames:
         if frame is not last:
             last, (pixels, aspect) = frame, read_pixels(frame, pixel_aspect)
             if size is None:
-                width, height = pixels.shape[1] * aspect, pixels.shape[0]
-                size = choose_size(width, height, request.width, request.height)
+                own_height, own_width = pixels.shape[:2]
+                size = choose_size(own_width * aspect, own_height, request.width, request.height)
             pixels = crop_and_resize(pixels, size, size[0] / size[1] / aspect)
         pictures.append(pixels)
         if len(pictures) * pixels.size * _BYTES_PER_VALUE > memory:
+            height, width = pixels.shape[:2]
             raise ValueError(
-                f"only {len(pictures) - 1} frames of {name} at {size[0]}x{size[1]} fit into "
+                f"only {len(pictures) - 1} frames of {name} at {width}x{height} fit into "
                 "memory; set max_frames or a smaller width and height."
             )
     images = torch.empty(len(pictures), *(pictures[0].shape if pictures else (0, 0, 3)))

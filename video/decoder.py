@@ -5,7 +5,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
+from typing import TypeVar
 
 import av
 import numpy as np
@@ -17,6 +19,7 @@ _FORMATS = (
 )
 _ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC, the cover of a song
 _NO_FRAME = "{} has no frames; copy or export it again."
+Frame = TypeVar("Frame")
 
 
 @contextmanager
@@ -57,7 +60,7 @@ def read_track(container: av.container.InputContainer, name: str) -> Track:
     stream = streams[0]
     return Track(
         stream.index,
-        float((stream.start_time or 0) * stream.time_base),
+        _to_seconds(stream.start_time, stream.time_base),
         float(stream.average_rate or stream.guessed_rate or 0),
         _read_duration(stream),
         float(stream.sample_aspect_ratio or 1),
@@ -66,13 +69,18 @@ def read_track(container: av.container.InputContainer, name: str) -> Track:
 
 def _read_duration(stream: av.VideoStream) -> float:
     if stream.duration:
-        return float(stream.duration * stream.time_base)
+        return _to_seconds(stream.duration, stream.time_base)
     written = stream.metadata.get("DURATION", "")  # Matroska: 00:00:01.033000000
     parts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", written)
     if parts is None:
         return 0.0
     hours, minutes, seconds = map(float, parts.groups())
     return hours * 3600 + minutes * 60 + seconds
+
+
+def _to_seconds(ticks: int | None, unit: Fraction | None) -> float:
+    """Return a time that a file gives in units of its own; 0 where it gives none."""
+    return float(ticks * unit) if ticks and unit else 0.0
 
 
 class Decoder:
@@ -117,18 +125,18 @@ class Decoder:
     def _decode(
         self, container: av.container.InputContainer, start: float = 0.0
     ) -> Iterator[tuple[float, float, av.VideoFrame]]:
-        stream = container.streams[self.track.index]
+        stream = next(s for s in container.streams.video if s.index == self.track.index)
         stream.thread_type = "AUTO"
         time = -1 / self.rate
         try:
-            if start > 0:
+            if start > 0 and stream.time_base is not None:
                 container.seek(int((self.track.origin + start) / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 self.on_frame()
                 # a frame without a time of its own follows the one before
-                has_time = frame.time is not None
-                time = frame.time - self.track.origin if has_time else time + 1 / self.rate
-                lasts = float(frame.duration * frame.time_base) if frame.duration else 0
+                stamp = frame.time
+                time = time + 1 / self.rate if stamp is None else stamp - self.track.origin
+                lasts = _to_seconds(frame.duration, frame.time_base)
                 self.end = time + (lasts or 1 / self.rate)
                 yield time, self.end, frame
         except av.error.FFmpegError as error:
@@ -142,23 +150,26 @@ class Decoder:
 
 
 def resample_frames(
-    frames: Iterable[tuple[float, float, object]], fps: float, start: float, limit: float
-) -> Iterator[object]:
+    frames: Iterable[tuple[float, float, Frame]], fps: float, start: float, limit: float
+) -> Iterator[Frame]:
     """Yield the frame on show at start, start + 1 / fps, ...: at most `limit`, to the end.
 
     `frames` are (from, until, frame). A change of frame counts from half a frame earlier, of the
     old frame or the new rate: equal rates give every frame once in spite of rounded timestamps.
     """
-    count, begin, end, shown = 0, 0.0, 0.0, None
-    for time, until, frame in itertools.chain(frames, [(None, None, None)]):
-        change = end if time is None else time
+    count, begin, end = 0, 0.0, 0.0
+    shown: Frame | None = None
+    entries: Iterable[tuple[float, float, Frame] | None] = itertools.chain(frames, [None])
+    for entry in entries:  # None: the end
+        change = end if entry is None else entry[0]
         change -= max(0.0, 0.5 * min(1 / fps, change - begin))
         while shown is not None and start + count / fps < change:
             yield shown
             count += 1
             if count >= limit:
                 return
-        begin, end, shown = time, until, frame
+        if entry is not None:
+            begin, end, shown = entry
 
 
 def read_pixels(frame: av.VideoFrame, pixel_aspect: float) -> tuple[np.ndarray, float]:

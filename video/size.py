@@ -12,12 +12,15 @@ def choose_size(
 ) -> tuple[int, int]:
     """Return the (width, height) to make, multiples of 64; a 0 follows the picture's shape."""
     if not width and not height:
-        width, height = own_width, own_height
-    width, height = (
-        width or own_width * height / own_height,
-        height or own_height * width / own_width,
+        return _round_to_grid(own_width), _round_to_grid(own_height)
+    return (
+        _round_to_grid(width or own_width * height / own_height),
+        _round_to_grid(height or own_height * width / own_width),
     )
-    return tuple(max(_GRID, int(side / _GRID + 0.5) * _GRID) for side in (width, height))
+
+
+def _round_to_grid(side: float) -> int:
+    return max(_GRID, int(side / _GRID + 0.5) * _GRID)
 
 
 def crop_and_resize(

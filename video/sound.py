@@ -21,7 +21,7 @@ def read_sound(container: av.container.InputContainer, start: float, seconds: fl
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=stream.rate)
     shape = (1 if layout == "mono" else 2, round(seconds * stream.rate))
     samples = np.zeros(shape, dtype=np.float32)
-    if start > _PREROLL:
+    if start > _PREROLL and stream.time_base is not None:
         container.seek(int((start - _PREROLL) / stream.time_base), stream=stream)
     place = None  # of the next chunk, in samples from start
     for frame in container.decode(stream):
