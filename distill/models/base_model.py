@@ -11,11 +11,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import diffusers
 import torch
 import transformers
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -29,6 +31,7 @@ from .tokenizer import load_tokenizer
 logger = logging.getLogger(__name__)
 _OF_DECODER = ("decoder.", "post_quant_conv.")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+Model = TypeVar("Model", UNet2DConditionModel, AutoencoderKL, CLIPTextModel)
 
 
 @dataclass(frozen=True)
@@ -50,22 +53,22 @@ class BaseModel:
     @property
     def latent_channels(self) -> int:
         """Channels of a latent (SD1.5: 4)."""
-        return self.unet.config.in_channels
+        return self.unet.config["in_channels"]
 
     @property
     def default_size(self) -> int:
         """Width and height in pixels that the UNet was trained for (SD1.5: 512)."""
-        return self.unet.config.sample_size * self.latent_factor
+        return self.unet.config["sample_size"] * self.latent_factor
 
     @property
     def latent_scale(self) -> float:
         """What the VAE's latents are multiplied by for the UNet (SD1.5: 0.18215)."""
-        return self.vae.config.scaling_factor
+        return self.vae.config["scaling_factor"]
 
     @property
     def latent_shift(self) -> float:
         """What is taken from the VAE's latents before they are scaled (SD1.5: 0)."""
-        return getattr(self.vae.config, "shift_factor", None) or 0.0
+        return self.vae.config.get("shift_factor") or 0.0
 
     def latent_space(self) -> str:
         """Return a digest of what pixels are encoded to: the VAE's encoder, in float16, and scale.
@@ -171,7 +174,7 @@ def _load_folder(
     )
 
 
-def _load_vae(path: Path) -> torch.nn.Module:
+def _load_vae(path: Path) -> AutoencoderKL | PixelUnshuffleVAE:
     with one_sentence(f"{path.name}/vae"):
         config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
     if config.get("_class_name") == PixelUnshuffleVAE.__name__:
@@ -179,9 +182,13 @@ def _load_vae(path: Path) -> torch.nn.Module:
     return _load_model(AutoencoderKL, path, "vae")
 
 
-def _load_model(kind: type, path: Path, name: str) -> torch.nn.Module:
+def _load_model(kind: type[Model], path: Path, name: str) -> Model:
     with one_sentence(f"{path.name}/{name}"):
-        model, report = kind.from_pretrained(path, subfolder=name, output_loading_info=True)
+        # both libraries return a pair for this option, of which their types know nothing
+        loaded: tuple[Model, dict[str, list[str]]] = kind.from_pretrained(  # type: ignore[assignment]
+            path, subfolder=name, output_loading_info=True
+        )
+    model, report = loaded
     # both libraries would fill what is missing with random weights and only log it
     if report["missing_keys"]:
         raise ValueError(
@@ -235,11 +242,11 @@ def _check(base: BaseModel) -> None:
             f"{base.name} predicts {base.prediction_type!r}, which is not supported; "
             f"use a base model that predicts {' or '.join(PREDICTION_TYPES)}."
         )
-    if base.latent_channels != base.vae.config.latent_channels:
+    channels = base.vae.config["latent_channels"]
+    if base.latent_channels != channels:
         raise ValueError(
             f"the UNet of {base.name} takes {base.latent_channels} channels, but its VAE makes "
-            f"{base.vae.config.latent_channels}; "
-            "inpainting models are not supported, use a plain SD1.5 model."
+            f"{channels}; inpainting models are not supported, use a plain SD1.5 model."
         )
     for model in (base.unet, base.vae, base.text_encoder):
         if any(p.is_meta for p in model.parameters()):
@@ -251,9 +258,11 @@ def _check(base: BaseModel) -> None:
 def _frozen(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:
     # some SD1.5 VAEs overflow in float16
     vae_dtype = torch.float32 if dtype == torch.float16 else dtype
-    base.unet.to(device, dtype)
-    base.text_encoder.to(device, dtype)
-    base.vae.to(device, vae_dtype)
-    for model in (base.unet, base.text_encoder, base.vae):
-        model.eval().requires_grad_(False)
+    models: list[tuple[torch.nn.Module, torch.dtype]] = [
+        (base.unet, dtype),
+        (base.text_encoder, dtype),
+        (base.vae, vae_dtype),
+    ]
+    for model, its_dtype in models:
+        model.to(device, its_dtype).eval().requires_grad_(False)
     return base

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import safetensors
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 
 from ...motion_module import layout
 from ...motion_module.checkpoint import MotionCheckpoint

@@ -1,9 +1,10 @@
 """How many pixels stand behind a latent, and which sizes that allows."""
 
 from collections.abc import Mapping
+from typing import Any
 
 
-def pixels_per_latent(vae_config: Mapping[str, object]) -> int:
+def pixels_per_latent(vae_config: Mapping[str, Any]) -> int:
     """Return the pixels per latent in each direction of a VAE with such a config (SD1.5: 8)."""
     return 2 ** (len(vae_config["block_out_channels"]) - 1)
 

@@ -2,6 +2,15 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict
+
+
+class Reading(TypedDict):
+    """Those of load_base's arguments that tell how a checkpoint is read."""
+
+    tokenizer: Path | None
+    config: Path | None
+    prediction_type: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +23,7 @@ class LoadOptions:
     config: Path | None = None
     prediction_type: str | None = None
 
-    def reading(self) -> dict[str, Path | str | None]:
+    def reading(self) -> Reading:
         """Return those of load_base's arguments that tell how a checkpoint is read."""
         return {
             "tokenizer": self.tokenizer,

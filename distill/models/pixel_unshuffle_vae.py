@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models import ModelMixin
 from torch import Tensor
 from torch.nn import functional
 
 
-class PixelUnshuffleVAE(ModelMixin, ConfigMixin):
+# diffusers types config_name as None in one of these and as a string in the other
+class PixelUnshuffleVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Space to depth, and back: no weights, no loss. Latents need no decoder to be looked at."""
 
     @register_to_config

@@ -5,10 +5,13 @@ A single-file checkpoint holds weights only; with these configs it loads without
 
 import json
 from pathlib import Path
+from typing import Any
+
+Config = dict[str, Any]  # as JSON has it, and diffusers types it
 
 HUB_TOKENIZER = "openai/clip-vit-large-patch14"  # the text encoder that SD1.5 was trained with
 
-MODEL_INDEX = {
+MODEL_INDEX: Config = {
     "_class_name": "StableDiffusionPipeline",
     "scheduler": ["diffusers", "DDIMScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
@@ -19,7 +22,7 @@ MODEL_INDEX = {
     "feature_extractor": [None, None],
 }
 # every key that the conversion from the LDM layout reads, even where diffusers has a default
-UNET = {
+UNET: Config = {
     "_class_name": "UNet2DConditionModel",
     "sample_size": 64,
     "in_channels": 4,
@@ -31,7 +34,7 @@ UNET = {
     "cross_attention_dim": 768,
     "attention_head_dim": 8,
 }
-VAE = {
+VAE: Config = {
     "_class_name": "AutoencoderKL",
     "sample_size": 512,
     "in_channels": 3,
@@ -43,7 +46,7 @@ VAE = {
     "layers_per_block": 2,
     "scaling_factor": 0.18215,
 }
-TEXT_ENCODER = {
+TEXT_ENCODER: Config = {
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",
     "vocab_size": 49408,
@@ -57,7 +60,7 @@ TEXT_ENCODER = {
     "pad_token_id": 49407,
     "projection_dim": 768,
 }
-SCHEDULER = {
+SCHEDULER: Config = {
     "_class_name": "DDIMScheduler",
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
