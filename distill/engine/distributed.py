@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import inspect
 import os
@@ -55,12 +56,17 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Average gradients over processes in one message."""
     if world_size() == 1:
         return
-    gradients = [p.grad for p in parameters]
+    gradients = [_gradient(p) for p in parameters]
     flat = torch.cat([g.flatten() for g in gradients])
     distributed.all_reduce(flat)
     flat /= world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
+
+
+def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None, "processes average only after a backward"
+    return parameter.grad
 
 
 def wrap(module: nn.Module, device: torch.device) -> nn.Module:
@@ -75,22 +81,24 @@ def wrap(module: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return module
     options = inspect.signature(DistributedDataParallel).parameters
-    # buffers are constants; torch 2.13 renamed the option
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
-    device_ids = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(
+    wrapper = functools.partial(
+        DistributedDataParallel,
         module,
-        device_ids=device_ids,
+        device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         find_unused_parameters=True,
-        **{buffers: False},
     )
+    # buffers are constants; torch 2.13 renamed the option
+    if "forward_sync_buffers" in options:
+        return wrapper(forward_sync_buffers=False)
+    return wrapper(broadcast_buffers=False)
 
 
 def no_sync(module: nn.Module) -> contextlib.AbstractContextManager:
     """Keep gradients to this process, for all but the last part of an accumulation."""
-    wrapped = isinstance(module, DistributedDataParallel)
-    return module.no_sync() if wrapped else contextlib.nullcontext()
+    if isinstance(module, DistributedDataParallel):
+        return module.no_sync()
+    return contextlib.nullcontext()
 
 
 def mean(values: Iterable[float], device: torch.device) -> list[float]:

@@ -6,6 +6,7 @@ take turns in one base model.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,12 +25,12 @@ def checkpointed(*modules: nn.Module) -> Iterator[None]:
     """Keep only the inputs of the modules' blocks for the backward pass, for a while."""
     blocks = {id(b): b for m in modules for b in m.modules() if isinstance(b, RECOMPUTED)}
     for block in blocks.values():
-        block.forward = _recomputed(block.forward)
+        vars(block)["forward"] = _recomputed(block.forward)  # hides the class's own
     try:
         yield
     finally:
         for block in blocks.values():
-            del block.forward  # the class's own again
+            del vars(block)["forward"]
 
 
 def _recomputed(forward: Callable) -> Callable:
@@ -37,6 +38,7 @@ def _recomputed(forward: Callable) -> Callable:
         if not torch.is_grad_enabled():
             return forward(*args, **options)
         # nothing in these blocks draws random numbers
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **options)
+        block = functools.partial(forward, **options)
+        return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
     return run
