@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from ..motion_module import checkpoint, lora
+from ..motion_module.module import MotionModule
 from .files import clip_writer
 from .miniature import shipped, styles, world
 from .miniature.names import PREFIX, is_miniature
@@ -17,7 +17,7 @@ from .models.base_model import BaseModel, load_base, quiet_libraries
 from .models.devices import choose_device, choose_dtype
 from .models.latents import decode_frames
 from .sampling.model_choice import ModelChoice
-from .sampling.request import ClipRequest
+from .sampling.request import ClipRequest, list_warnings
 from .sampling.sample import check_positions, generate_latents
 from .sampling.settings import SamplingSettings
 
@@ -44,23 +44,26 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
         for prompt in (*request.prompts, request.negative_prompt):
             world.check_prompt(prompt)
         models = with_miniature(models, request)
-    motion_checkpoint = checkpoint.load(models.motion_module)
+    base_name, module_file = models.base, models.motion_module
+    if base_name is None or module_file is None:
+        raise ValueError("--motion-module is missing; give both, or neither to use the miniature.")
+    motion_checkpoint = checkpoint.load(module_file)
     logger.debug("the motion module is %s", motion_checkpoint.path)
-    request = request.settled(
+    settings = request.settled(
         motion_checkpoint.steps or (shipped.STEPS if miniature else SamplingSettings.steps),
         float(motion_checkpoint.metadata.get("cfg", SamplingSettings.cfg)),
     )
     loras = _load_loras(models.motion_loras, motion_checkpoint)
-    check_positions(motion_checkpoint.config.max_frames, request)
-    for warning in request.list_warnings(motion_checkpoint.steps):
+    check_positions(motion_checkpoint.config.max_frames, settings)
+    for warning in list_warnings(settings, motion_checkpoint.steps):
         logger.warning(warning)
-    base = load_base(models.base, **models.reading(), device=device, dtype=dtype)
-    request = request.sized(base.default_size, base.latent_factor)
+    base = load_base(base_name, **models.reading(), device=device, dtype=dtype)
+    settings = settings.sized(base.default_size, base.latent_factor)
     _warn_of_long_prompts(base, request)
     module = motion_checkpoint.build(dtype=dtype).to(device)
     lora.merge(module, loras)
     return [
-        _make_clip(base, module, prompt, request, out, miniature)
+        _make_clip(base, module, prompt, request, settings, out, miniature)
         for prompt, out in zip(request.prompts, request.outputs(), strict=True)
     ]
 
@@ -71,9 +74,10 @@ def with_miniature(models: ModelChoice, request: ClipRequest) -> ModelChoice:
     Its undistilled motion module stands in for step counts that none was distilled for, and where
     guidance is asked for.
     """
-    style = str(models.base or PREFIX + styles.F0).removeprefix(PREFIX)
+    style = (models.base or PREFIX + styles.F0).removeprefix(PREFIX)
     default = shipped.motion_module_for(request.steps, request.sampler, request.cfg)
-    return replace(models, base=shipped.base(style), motion_module=models.motion_module or default)
+    base = str(shipped.base(style))
+    return replace(models, base=base, motion_module=models.motion_module or default)
 
 
 def _load_loras(
@@ -97,18 +101,19 @@ def _load_loras(
 
 def _make_clip(
     base: BaseModel,
-    module: torch.nn.Module,
+    module: MotionModule,
     prompt: str,
     request: ClipRequest,
+    settings: SamplingSettings,
     out: Path,
     miniature: bool,
 ) -> Path:
     start = time.perf_counter()
     # one frame: the bare image model, as the warning said
-    motion = module if request.frames > 1 else None
-    with tqdm(total=request.steps, desc=out.stem, unit="step", disable=None) as bar:
+    motion = module if settings.frames > 1 else None
+    with tqdm(total=settings.steps, desc=out.stem, unit="step", disable=None) as bar:
         seeds = [request.seed]
-        (latents,) = generate_latents(base, motion, [prompt], seeds, request, on_step=bar.update)
+        (latents,) = generate_latents(base, motion, [prompt], seeds, settings, bar.update)
     frames = decode_frames(base, latents).numpy()
     frames = clip_writer.enlarge(frames, _SMALLEST_SIDE if miniature else 1)
     clip_writer.write_clip(out, frames, request.fps)

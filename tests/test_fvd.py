@@ -14,6 +14,7 @@ from animatediff_lightning.distill.evaluate.fvd_request import (
     PROMPTS,
     FvdRequest,
     Method,
+    SettledMethod,
     default_teacher_cfg,
 )
 from animatediff_lightning.distill.miniature import probe, shipped
@@ -87,7 +88,7 @@ def test_features_are_those_of_clips_that_generate_makes(measured):
     base = load_base(shipped.base("toon"))
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     request = FvdRequest(("miniature:toon",), (), out, clips=CLIPS)
-    prompt, method = request.read_prompts()[5], Method("miniature", 2)
+    prompt, method = request.read_prompts()[5], SettledMethod("miniature", 2)
     settings = request.settings(method).sized(16, 2)
     (latents,) = generate_latents(base, module, [prompt], [5], settings)
     clip = decode_frames(base, latents)[None]
@@ -156,7 +157,7 @@ def test_another_base_model_under_the_same_name_is_measured_anew(tmp_path, monke
             tmp_path / "out",
             clips=2,
             prompts=prompts,
-            teacher=Method("miniature", 2, 2.0),
+            teacher=SettledMethod("miniature", 2, 2.0),
             prediction_type="v_prediction",
         )
         fvd.measure_fvd(request)

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from ..evaluate.fvd_request import TEACHER_STEPS, FvdRequest, Method, default_teacher_cfg
+from ..evaluate.fvd_request import (
+    TEACHER_STEPS,
+    FvdRequest,
+    Method,
+    SettledMethod,
+    default_teacher_cfg,
+)
 from ..evaluate.miniature_request import MiniatureRequest, format_numbers, parse_numbers
 from ..miniature.names import MINIATURE
 from .options import (
@@ -150,7 +156,7 @@ def evaluate_fvd(
         bases=tuple(base),
         methods=tuple(Method.parse(m) for m in method),
         out=out,
-        teacher=Method(teacher, teacher_steps, cfg),
+        teacher=SettledMethod(teacher, teacher_steps, cfg),
         prompts=prompts,
         clips=clips,
         features=features.value,

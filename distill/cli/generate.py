@@ -129,7 +129,7 @@ def generate(
         raise ValueError("--motion-module is missing; give both, or neither to use the miniature.")
     loras = tuple(parse_motion_lora(text) for text in motion_lora or ())
     for file, what in (
-        (None if miniature else Path(base), "base model"),
+        (None if base is None or miniature else Path(base), "base model"),
         (motion_module, "motion module"),
         *((file, "motion LoRA") for file, _ in loras),
     ):

@@ -78,7 +78,7 @@ def find_videos(request: ImportRequest) -> list[str]:
 def _clip_shape(request: ImportRequest, base: BaseModel) -> ClipShape:
     """Return what clips are cut to; ValueError for a size that is no multiple of a latent."""
     size = request.clip_size.sized(base.default_size, base.latent_factor)
-    return ClipShape(size.frames, request.fps, size.width, size.height)
+    return ClipShape(size.frames, request.fps, *size.pixels)
 
 
 def _claim_folder(request: ImportRequest, names: Sequence[str]) -> None:

@@ -29,8 +29,8 @@ from ..models.latent_size import check_size
 from ..models.latents import decode_frames, to_images
 from ..sampling.sample import generate_latents
 from . import frechet, i3d, i3d_weights
-from .fvd_report import SHOWN_FRAMES, TABLE, draw_comparison, plot_distances, write_table
-from .fvd_request import RECORD, FvdRequest, Method
+from .fvd_report import SHOWN_FRAMES, TABLE, Row, draw_comparison, plot_distances, write_table
+from .fvd_request import RECORD, FvdRequest, SettledMethod
 
 OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
 _SHOWN_CLIPS = 2
@@ -67,7 +67,7 @@ def measure_fvd(request: FvdRequest) -> str:
 
 def check_methods(
     request: FvdRequest,
-    methods: Sequence[Method],
+    methods: Sequence[SettledMethod],
     prompts: Sequence[str],
     modules: Iterable[MotionCheckpoint],
 ) -> None:
@@ -122,7 +122,7 @@ class Bench:
         self.dtype = choose_dtype(request.dtype, self._device)
         self._features = _network(request, self._device)
 
-    def rows(self, name: str, methods: Sequence[Method]) -> Iterator[dict[str, object]]:
+    def rows(self, name: str, methods: Sequence[SettledMethod]) -> Iterator[Row]:
         """Yield a row for each method on a base model, and draw its contact sheet."""
         teacher, base = self.request.teacher, _Lazy(lambda: self._load(name))
         reference, shown = self.measure(base, name, teacher, 0)
@@ -146,7 +146,7 @@ class Bench:
         draw_comparison(self.request.out / f"{_short(name)}.png", sheet)
 
     def measure(
-        self, base: "_Lazy", name: str, method: Method, shift: int
+        self, base: "_Lazy", name: str, method: SettledMethod, shift: int
     ) -> tuple[Tensor, np.ndarray]:
         """Return the features (n, d) of a method's clips, and some frames; goes on where it was."""
         label = f"{method.label}{'-other-seeds' * bool(shift)}"
@@ -182,7 +182,7 @@ class Bench:
         return torch.from_numpy(features), shown
 
     def _clips(
-        self, base: BaseModel, module: MotionModule, method: Method, first: int, shift: int
+        self, base: BaseModel, module: MotionModule, method: SettledMethod, first: int, shift: int
     ) -> Tensor:
         """Return clips from a number on, uint8 (clips, frames, h, w, 3)."""
         side = base.default_size
@@ -200,7 +200,7 @@ class Bench:
             dtype=self.dtype,
         )
 
-    def _module(self, method: Method) -> MotionModule:
+    def _module(self, method: SettledMethod) -> MotionModule:
         motion_checkpoint = checkpoint.load(motion_module_path(method.motion_module))
         return motion_checkpoint.build(dtype=self.dtype).to(self._device)
 
@@ -209,7 +209,8 @@ class _Lazy:
     """A base model that is loaded when it is first needed."""
 
     def __init__(self, load: Callable[[], BaseModel]) -> None:
-        self._load, self._base = load, None
+        self._load = load
+        self._base: BaseModel | None = None
 
     def __call__(self) -> BaseModel:
         self._base = self._base or self._load()
@@ -225,6 +226,7 @@ def _network(request: FvdRequest, device: torch.device) -> Features:
     """Return what makes features (n, d) of uint8 clips (n, f, h, w, 3)."""
     if request.uses_probe:
         return lambda clips: probe.features(to_images(clips))
+    assert request.i3d is not None, "the request has checked it"
     network = i3d.I3D().requires_grad_(False).eval()
     network.load_state_dict(i3d_weights.load_weights(request.i3d))
     network.to(device)

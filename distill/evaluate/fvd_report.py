@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -10,12 +11,28 @@ from ...motion_module.files import atomic_path
 from ..files import clip_writer
 
 TABLE = "fvd.csv"
-COLUMNS = ("base", "motion_module", "sampler", "steps", "cfg", "evaluations", "n", "fvd", "floor")
 SHOWN_FRAMES = 8
 _SMALLEST_SIDE = 64  # pixels of a frame in a contact sheet
 
 
-def write_table(file: Path, rows: Sequence[dict[str, object]]) -> None:
+class Row(TypedDict):
+    """A method on a base model, as the table shows it; n: clips."""
+
+    base: str
+    motion_module: str
+    sampler: str
+    steps: int
+    cfg: str
+    evaluations: int
+    n: int
+    fvd: str
+    floor: str
+
+
+COLUMNS = tuple(Row.__annotations__)
+
+
+def write_table(file: Path, rows: Sequence[Row]) -> None:
     """Write rows as CSV."""
     with (
         atomic_path(file) as temporary,
@@ -26,7 +43,7 @@ def write_table(file: Path, rows: Sequence[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
-def plot_distances(rows: Sequence[dict[str, object]], file: Path) -> None:
+def plot_distances(rows: Sequence[Row], file: Path) -> None:
     """Draw the distances over network evaluations, a line for each base, and their floors."""
     import matplotlib
 

@@ -1,7 +1,7 @@
 """What a user asks of `evaluate fvd`, checked before anything heavy is read."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files.output import check_writable
@@ -53,6 +53,27 @@ class Method:
         """The motion module as tables show it."""
         return motion_module_path(self.motion_module).stem
 
+    def settled(self, steps: int) -> "SettledMethod":
+        """Return the method with the file's own steps where it names none; ValueError if unknown.
+
+        steps: of the file, 0 where it does not tell.
+        """
+        if self.steps is not None:
+            return SettledMethod(self.motion_module, self.steps, self.cfg, self.sampler)
+        if steps == 0:
+            raise ValueError(
+                f"{self.motion_module} does not say how many steps it was "
+                f"distilled for; write for example {self.name}:4."
+            )
+        return SettledMethod(self.motion_module, steps, self.cfg, self.sampler)
+
+
+@dataclass(frozen=True)
+class SettledMethod(Method):
+    """A method whose steps are decided."""
+
+    steps: int = field()  # no longer with a default
+
     @property
     def label(self) -> str:
         """A short name that is also a file's."""
@@ -62,20 +83,6 @@ class Method:
     def evaluations(self) -> int:
         """What one clip asks of the network."""
         return count_evaluations(self.steps, self.cfg)
-
-    def settled(self, steps: int) -> "Method":
-        """Return the method with the file's own steps where it names none; ValueError if unknown.
-
-        steps: of the file, 0 where it does not tell.
-        """
-        if self.steps is not None:
-            return self
-        if steps == 0:
-            raise ValueError(
-                f"{self.motion_module} does not say how many steps it was "
-                f"distilled for; write for example {self.name}:4."
-            )
-        return replace(self, steps=steps)
 
 
 def default_teacher_cfg(motion_module: str) -> float:
@@ -94,7 +101,7 @@ class FvdRequest(LoadOptions):
     bases: tuple[str, ...]
     methods: tuple[Method, ...]
     out: Path
-    teacher: Method = Method(MINIATURE, TEACHER_STEPS, MINIATURE_CFG)
+    teacher: SettledMethod = SettledMethod(MINIATURE, TEACHER_STEPS, MINIATURE_CFG)
     prompts: Path | None = None
     clips: int = 100
     features: str = "auto"
@@ -125,7 +132,8 @@ class FvdRequest(LoadOptions):
 
             check_configs(self.config)
         for method in (self.teacher, *self.methods):
-            self.settings(method)  # raises for what is out of range
+            # raises for what is out of range; the steps of its file are not known yet
+            self.settings(method.settled(SamplingSettings.steps))
         self._check_shape()
         check_writable(self.out / RECORD)
 
@@ -166,7 +174,7 @@ class FvdRequest(LoadOptions):
             raise ValueError(f"{file.name} holds only {len(prompts)} prompts; lower --clips.")
         return prompts[: self.clips]
 
-    def settings(self, method: Method) -> SamplingSettings:
+    def settings(self, method: SettledMethod) -> SamplingSettings:
         """Return how a method's clips are sampled; ValueError for what is out of range."""
         width, height = self.size or (None, None)
         return SamplingSettings(

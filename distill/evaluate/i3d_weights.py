@@ -60,7 +60,9 @@ def _read(path: Path) -> bytes:
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith(_INSIDE):
-                    return archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    assert file is not None, "it is a file"
+                    return file.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_GET_IT}.") from error
     raise ValueError(f"{path} is an archive without {_INSIDE}; {_GET_IT}.")
@@ -93,6 +95,8 @@ class _Array:
 
     def tensor(self) -> Tensor:
         """Return the array in float64, in which the folding is done."""
+        if self.value is None:
+            raise ValueError("an array has no values")
         return torch.from_numpy(self.value.astype(np.float64))
 
 
@@ -139,12 +143,16 @@ def _layers(params: dict, statistics: dict) -> Iterator[tuple[str, Tensor]]:
         yield f"{name}.conv.bias", bias.float()
 
 
-def _units(params: dict, statistics: dict, prefix: str = "") -> Iterator[tuple[str, dict, dict]]:
+def _units(
+    params: dict, statistics: dict, prefix: str = ""
+) -> Iterator[tuple[str, dict, dict | None]]:
     """Yield our name of every unit, its parameters and its statistics, None for the logits."""
     for name, layer in params.items():
         ours = prefix + name.replace("/", ".")
         norm = statistics.get(name)
         if "Conv_0" in layer:
             yield (ours if ours.startswith("Logits") else f"body.{ours}"), layer, norm
+        elif norm is None:
+            raise ValueError(f"{ours} has no statistics")
         else:
             yield from _units(layer, norm, f"{ours}.")

@@ -10,7 +10,7 @@ from ...motion_module.files import atomic_path
 from ..files.digest import digest
 from ..miniature import metrics, shipped
 from ..miniature.sample import Setting, Table, as_row, row, show
-from ..models.base_model import load_base, quiet_libraries
+from ..models.base_model import BaseModel, load_base, quiet_libraries
 from .miniature_request import MiniatureRequest, style_of
 
 
@@ -20,20 +20,23 @@ def evaluate_miniature(request: MiniatureRequest) -> str:
     file = request.motion_module or shipped.motion_module()
     module = checkpoint.load(file).build(dtype=torch.float32)
     module_name = _named(file.stem, request.motion_module)
-    table, shown = Table(request.out), []
+    table = Table(request.out)
+    shown: list[dict[str, str]] = []
     for name in request.bases:
         style = style_of(name)
         shown += _bounds(table, style, request.clips)
-        base, base_name = None, _named(style, Path(name) if Path(name).is_dir() else None)
+        base: BaseModel | None = None
+        base_name = _named(style, Path(name) if Path(name).is_dir() else None)
         for steps in request.steps:
             for cfg in request.cfgs:
                 setting = Setting(
                     base_name, module_name, request.sampler, steps, cfg, request.clips
                 )
-                if table.find(setting) is None:
+                line = table.find(setting)
+                if line is None:
                     base = base or load_base(name if Path(name).is_dir() else shipped.base(name))
-                    table.add(row(base, module, style, setting))
-                shown.append(table.find(setting))
+                    line = table.add(row(base, module, style, setting))
+                shown.append(line)
     plot_metrics(table.rows, request.plot)
     return show(shown)
 
@@ -49,9 +52,8 @@ def _bounds(table: Table, style: str, clips: int) -> list[dict[str, str]]:
     rows = []
     for name, measure in (("true clips", metrics.ceiling), ("chance", metrics.chance)):
         setting = Setting(style, name, "", 0, 0.0, clips)
-        if table.find(setting) is None:
-            table.add(as_row(setting, 0, measure(scenes, style)))
-        rows.append(table.find(setting))
+        line = table.find(setting)
+        rows.append(line or table.add(as_row(setting, 0, measure(scenes, style))))
     return rows
 
 
@@ -69,9 +71,9 @@ def plot_metrics(rows: Sequence[dict[str, str]], file: Path) -> None:
             lines.setdefault(name, []).append(line)
     figure, panels = pyplot.subplots(2, 4, figsize=(16, 7), sharex=True)
     for metric, panel in zip(metrics.METRICS, panels.flat, strict=True):
-        for name, line in lines.items():
-            line = sorted(line, key=lambda r: int(r["evaluations"]))
-            x, y = [int(r["evaluations"]) for r in line], [float(r[metric]) for r in line]
+        for name, unordered in lines.items():
+            ordered = sorted(unordered, key=lambda r: int(r["evaluations"]))
+            x, y = [int(r["evaluations"]) for r in ordered], [float(r[metric]) for r in ordered]
             panel.plot(x, y, marker="o", label=name)
         panel.set(title=metric, xscale="log")
         panel.set_xlabel("network evaluations")

@@ -6,7 +6,7 @@ One seed a caption, the same for every base model, motion module, sampler and st
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -116,8 +116,10 @@ class Table:
         cells = {k: str(v) for k, v in asdict(setting).items()}
         return next((r for r in self.rows if all(r.get(k) == v for k, v in cells.items())), None)
 
-    def add(self, new: dict[str, object]) -> None:
-        self.rows.append({k: str(v) for k, v in new.items()})
+    def add(self, new: dict[str, object]) -> dict[str, str]:
+        """Write a new row, and return it as the file has it."""
+        written = {k: str(v) for k, v in new.items()}
+        self.rows.append(written)
         with (
             atomic_path(self.file) as temporary,
             open(temporary, "w", newline="", encoding="utf-8") as target,
@@ -125,16 +127,17 @@ class Table:
             writer = csv.DictWriter(target, _COLUMNS, lineterminator=os.linesep)
             writer.writeheader()
             writer.writerows(self.rows)
+        return written
 
 
-def show(rows: Iterable[dict[str, object]]) -> str:
+def show(rows: Iterable[Mapping[str, object]]) -> str:
     """Return rows as a table for the terminal, and for Markdown."""
-    rows = [{k: str(v) for k, v in r.items()} for r in rows]
-    if not rows:
+    texts = [{k: str(v) for k, v in r.items()} for r in rows]
+    if not texts:
         return "no rows"
-    names = list(rows[0])
-    widths = {n: max(len(n), *(len(r[n]) for r in rows)) for n in names}
-    lines = [names, ["-" * widths[n] for n in names], *([r[n] for n in names] for r in rows)]
+    names = list(texts[0])
+    widths = {n: max(len(n), *(len(t[n]) for t in texts)) for n in names}
+    lines = [names, ["-" * widths[n] for n in names], *([t[n] for n in names] for t in texts)]
     return "\n".join(
         "| "
         + " | ".join(f"{cell:<{widths[n]}}" for n, cell in zip(names, line, strict=True))

@@ -10,10 +10,10 @@ from ..models.load_options import LoadOptions
 class ModelChoice(LoadOptions):
     """Which files to load and how; without files, the bundled miniature.
 
-    `base` may also be "miniature:STYLE", one of the miniature's base models; motion_loras: each
-    file with its strength.
+    `base` is a file, a diffusers folder or "miniature:STYLE", one of the miniature's base models;
+    motion_loras: each file with its strength.
     """
 
-    base: Path | str | None = None
+    base: str | None = None
     motion_module: Path | None = None
     motion_loras: tuple[tuple[Path, float], ...] = ()

@@ -1,12 +1,12 @@
 """What a user asks of `generate`, checked before anything heavy is imported or read."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...samplers import advice
 from ..files.output import check_writable
 from .ranges import check_range
-from .settings import SamplingSettings, check_fps, check_seed
+from .settings import SamplingOptions, SamplingSettings, check_fps, check_seed
 
 CLIP_EXTENSIONS = (".mp4", ".gif", ".webp", ".png")
 MAX_GIF_FPS = 50  # viewers slow down anything below two hundredths of a second a frame
@@ -15,17 +15,14 @@ MAX_LORA_STRENGTH = 10
 
 
 @dataclass(frozen=True)
-class ClipRequest(SamplingSettings):
+class ClipRequest(SamplingOptions):
     """One clip for every prompt, all from the same seed. Holds the defaults of `generate`.
 
-    `steps` and `cfg` None: the motion module's own, see `settled`. `out` is the file of a single
-    clip; several get -0, -1, ... before the extension. Raises ValueError, with one sentence, for
-    anything out of range.
+    `out` is the file of a single clip; several get -0, -1, ... before the extension. Raises
+    ValueError, with one sentence, for anything out of range.
     """
 
     prompts: tuple[str, ...]
-    steps: int | None = field(default=None, kw_only=True)
-    cfg: float | None = field(default=None, kw_only=True)
     seed: int = 0
     fps: float = 8.0
     out: Path = Path("clip.mp4")
@@ -49,12 +46,19 @@ class ClipRequest(SamplingSettings):
             raise ValueError(f"a GIF plays at most {MAX_GIF_FPS} fps; lower --fps or write .mp4.")
         check_writable(self.out)
 
-    def settled(self, steps: int, cfg: float) -> "ClipRequest":
-        """Return the request with the motion module's steps and cfg where it names none."""
-        return replace(
-            self,
+    def settled(self, steps: int, cfg: float) -> SamplingSettings:
+        """Return how clips are sampled; steps, cfg: of the motion module, where none are named."""
+        return SamplingSettings(
+            frames=self.frames,
+            width=self.width,
+            height=self.height,
+            negative_prompt=self.negative_prompt,
             steps=steps if self.steps is None else self.steps,
             cfg=cfg if self.cfg is None else self.cfg,
+            sampler=self.sampler,
+            motion_scale=self.motion_scale,
+            context_length=self.context_length,
+            context_overlap=self.context_overlap,
         )
 
     def outputs(self) -> list[Path]:
@@ -64,27 +68,28 @@ class ClipRequest(SamplingSettings):
         stem, extension = self.out.stem, self.out.suffix
         return [self.out.with_name(f"{stem}-{i}{extension}") for i in range(len(self.prompts))]
 
-    def list_warnings(self, module_steps: int) -> list[str]:
-        """Return a sentence for each setting that a motion module of `module_steps` (0: unknown)
-        was not made for."""
-        out = []
-        if not advice.steps_fit(self.steps, module_steps):
-            out.append(
-                f"this motion module was distilled for {module_steps} "
-                f"step{'s' * (module_steps > 1)}, not {self.steps}; "
-                f"expect a worse clip than with --steps {module_steps}."
-            )
-        if advice.cfg_is_too_high(self.cfg, module_steps):
-            out.append(
-                f"cfg {self.cfg:g} is high for a distilled motion module; "
-                f"use 1, or at most {advice.MAX_DISTILLED_CFG:g}, to avoid burnt colours."
-            )
-        if self.frames == 1:
-            out.append(
-                "a single frame has no motion, so the base model makes a still image without the "
-                "motion module."
-            )
-        return out
+
+def list_warnings(settings: SamplingSettings, module_steps: int) -> list[str]:
+    """Return a sentence for each setting that a motion module of `module_steps` (0: unknown)
+    was not made for."""
+    out = []
+    if not advice.steps_fit(settings.steps, module_steps):
+        out.append(
+            f"this motion module was distilled for {module_steps} "
+            f"step{'s' * (module_steps > 1)}, not {settings.steps}; "
+            f"expect a worse clip than with --steps {module_steps}."
+        )
+    if advice.cfg_is_too_high(settings.cfg, module_steps):
+        out.append(
+            f"cfg {settings.cfg:g} is high for a distilled motion module; "
+            f"use 1, or at most {advice.MAX_DISTILLED_CFG:g}, to avoid burnt colours."
+        )
+    if settings.frames == 1:
+        out.append(
+            "a single frame has no motion, so the base model makes a still image without the "
+            "motion module."
+        )
+    return out
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -105,9 +110,9 @@ def read_prompts(path: Path) -> tuple[str, ...]:
 
 def parse_motion_lora(text: str) -> tuple[Path, float]:
     """Return the file and the strength of FILE[:STRENGTH]; ValueError out of range."""
-    file, _, strength = text.rpartition(":")
+    file, _, number = text.rpartition(":")
     try:
-        strength = float(strength)
+        strength = float(number)
     except ValueError:  # no strength, or the colon is part of the path
         return Path(text), LORA_STRENGTH
     if not file:

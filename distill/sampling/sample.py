@@ -9,7 +9,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, LCMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_lcm import LCMScheduler
 from torch import Tensor
 
 from ...motion_module.inject import inject
@@ -62,7 +63,7 @@ def generate_latents(
 
 def initial_noise(base: BaseModel, size: ClipSize, generator: torch.Generator) -> Tensor:
     """Draw unit noise (frames, channels, h, w) on the CPU in float32, as ComfyUI does."""
-    h, w = size.height // base.latent_factor, size.width // base.latent_factor
+    w, h = (side // base.latent_factor for side in size.pixels)
     return torch.randn(size.frames, base.latent_channels, h, w, generator=generator)
 
 
@@ -171,7 +172,7 @@ def _with_scheduler(
     scheduler.set_timesteps(steps)
     for t in scheduler.timesteps:
         # both schedulers are told eps, whatever the base model predicts
-        x = scheduler.step(predict_eps(x, int(t)), t, x, generator=generator).prev_sample
+        x = scheduler.step(predict_eps(x, int(t)), t, x, generator, return_dict=False)[0]
         on_step()
     return x
 

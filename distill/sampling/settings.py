@@ -41,21 +41,28 @@ class ClipSize:
         for a size that is no multiple of the factor.
         """
         sized = replace(self, width=self.width or side, height=self.height or side)
-        check_size(sized.width, sized.height, factor)
+        check_size(*sized.pixels, factor)
         return sized
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Width and height, of a size that names both or is `sized`."""
+        assert self.width is not None, "the width is not filled in yet"
+        assert self.height is not None, "the height is not filled in yet"
+        return self.width, self.height
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingSettings(ClipSize):
-    """How clips are sampled; prompts and seeds are not part of it.
+class SamplingOptions(ClipSize):
+    """How a user wants clips sampled; steps and cfg None: as the motion module was made for.
 
     cfg: guidance, 1 for none; motion_scale: 1 as trained; context_length: cuts longer clips into
     windows (samplers/context.py).
     """
 
     negative_prompt: str = ""
-    steps: int = 4
-    cfg: float = 1.0
+    steps: int | None = None
+    cfg: float | None = None
     sampler: str = "euler"
     motion_scale: float = 1.0
     context_length: int | None = None
@@ -82,6 +89,14 @@ class SamplingSettings(ClipSize):
     def frames_a_call(self) -> int:
         """Frames that the motion module sees at once."""
         return self.frames if self.context is None else self.context.context_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings(SamplingOptions):
+    """How clips are sampled; prompts and seeds are not part of it."""
+
+    steps: int = 4
+    cfg: float = 1.0
 
 
 def count_evaluations(steps: int, cfg: float) -> int:
