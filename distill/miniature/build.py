@@ -9,9 +9,12 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers.models import UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
@@ -71,13 +74,13 @@ def build_miniature(folder: Path, recipe_name: str, gated: bool = True) -> None:
     for style in _my_share(others):
         with distributed.alone():
             _other_base(folders, recipe, style)
-            _gate(folders, recipe, f"a-{style}", lambda s=style: _gate_a(folders, recipe, s))
+            _gate(folders, recipe, f"a-{style}", partial(_gate_a, folders, recipe, style))
     distributed.barrier()
     _motion(folders, recipe)
     _gate(folders, recipe, "b-cfg", lambda: _choose_cfg(folders, recipe))
     for style in _my_share([*others, styles.F0]):
         with distributed.alone():
-            _gate(folders, recipe, f"b-{style}", lambda s=style: _gate_b(folders, recipe, s))
+            _gate(folders, recipe, f"b-{style}", partial(_gate_b, folders, recipe, style))
     distributed.barrier()
 
 
@@ -194,7 +197,7 @@ def _sheet(
     clip_writer.write_clip(file, clip_writer.enlarge(picture, 512), fps=1)
 
 
-def _write_whole(folder: Path, unet: torch.nn.Module, text_encoder: torch.nn.Module) -> None:
+def _write_whole(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     models.write_base(temporary, unet, text_encoder)

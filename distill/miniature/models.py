@@ -6,7 +6,7 @@ Text first: every word of the world is one token. A base model is an ordinary di
 import json
 from pathlib import Path
 
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -107,8 +107,7 @@ def _merges() -> list[str]:
     """Return pairs to merge, long words first, so that none is broken up by a shorter one's."""
     merges: dict[str, None] = {}
     for word in sorted(world.vocabulary(), key=len, reverse=True):
-        *letters, last = word
-        parts = [*letters, last + "</w>"]
+        parts = [*word[:-1], word[-1] + "</w>"]
         for i in range(1, len(parts)):
             merges["".join(parts[:i]) + " " + parts[i]] = None
     return list(merges)

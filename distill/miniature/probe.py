@@ -119,7 +119,8 @@ def probe_loss(probe: Probe, seed: int) -> LossOfStep:
         generator = stages.step_generator(seed, step)
         clips, labels = draw_clips(all_scenes(_BATCH, generator), generator, TREATMENTS)
         logits = probe(clips)
-        return sum(nn.functional.cross_entropy(logits[k], labels[k]) for k in FACTORS)
+        losses = [nn.functional.cross_entropy(logits[k], labels[k]) for k in FACTORS]
+        return sum(losses, start=torch.zeros(()))
 
     return of_step
 
@@ -130,8 +131,11 @@ def all_scenes(count: int, generator: torch.Generator) -> world.Scenes:
     Without them colour and direction would tell the kind, and a judge is to look at the kind.
     """
     tables = (world.COLOURS, world.KINDS, world.SIZES, world.DIRECTIONS)
-    factors = [torch.randint(len(t), (count,), generator=generator) for t in tables]
-    return world.place(*factors, torch.ones(count, dtype=torch.bool), generator)
+    colour, kind, size, direction = (
+        torch.randint(len(t), (count,), generator=generator) for t in tables
+    )
+    says_size = torch.ones(count, dtype=torch.bool)
+    return world.place(colour, kind, size, direction, says_size, generator)
 
 
 def draw_clips(

@@ -112,7 +112,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
 
 def trainable(**modules: nn.Module) -> dict[str, nn.Parameter]:
     """Make parts trainable and return their parameters by name."""
-    weights = {}
+    weights: dict[str, nn.Parameter] = {}
     for name, module in modules.items():
         module.requires_grad_(True)
         weights |= {f"{name}.{k}": p for k, p in module.named_parameters()}

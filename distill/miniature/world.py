@@ -91,7 +91,8 @@ def draw_scenes(count: int, generator: torch.Generator, held_out: bool = False) 
     combinations = torch.tensor(held_out_combinations() if held_out else trained_combinations())
     pick = combinations[_integers(len(combinations), count, generator)]
     says_size = _uniform(count, generator) < 0.7
-    return place(*pick.T, says_size, generator)
+    colour, kind, size, direction = pick.T
+    return place(colour, kind, size, direction, says_size, generator)
 
 
 def place(
