@@ -81,7 +81,8 @@ class Studio:
             for prompt in request.prompts if is_miniature(name) else ():
                 world.check_prompt(prompt)
         self._module = motion_checkpoint.build(dtype=self._dtype).to(self._device)
-        self._name, self._base = "", None
+        self._name = ""
+        self._base: BaseModel | None = None
         self._latent_spaces: dict[str, str] = {}
 
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -95,17 +96,18 @@ class Studio:
 
     def base(self, name: str) -> BaseModel:
         """Return a base model, loaded in place of the one before."""
-        if name != self._name:
-            self._base = None  # before the next takes its memory
-            self._base = load_base(
-                base_path(name),
-                **self.request.reading(),
-                device=self._device,
-                dtype=self._dtype,
-            )
-            self._name = name
-            self._warn_of_latents(name, self._base)
-        return self._base
+        if self._base is not None and name == self._name:
+            return self._base
+        self._base = None  # before the next takes its memory
+        base = load_base(
+            base_path(name),
+            **self.request.reading(),
+            device=self._device,
+            dtype=self._dtype,
+        )
+        self._name, self._base = name, base
+        self._warn_of_latents(name, base)
+        return base
 
     def _warn_of_latents(self, name: str, base: BaseModel) -> None:
         if name in self._latent_spaces:  # it was here before
@@ -150,7 +152,8 @@ def _make_shard(studio: Studio, shard: ShardPlan, bar: tqdm) -> None:
             # in the same company as before, or rounding would differ
             for clip, arrays in zip(together, studio.make(together), strict=True):
                 with atomic_path(_file(work, clip)) as temporary:
-                    np.savez(temporary, **arrays)
+                    # numpy's types would have the arrays' names be options, too
+                    np.savez(temporary, **arrays)  # type: ignore[arg-type]
         bar.update(len(together))
     members = itertools.chain.from_iterable(_members(request, work, c) for c in clips)
     latent_shards.write_tar(work / shard.name, members)

@@ -45,7 +45,7 @@ class Readers:
 
     def in_order(self, tasks: Sequence[Task]) -> Iterator[np.ndarray | str]:
         """Yield the result of `read_task` for each task; at most two clips a process are held."""
-        waiting = deque()
+        waiting: deque[tuple[Task, Future]] = deque()
         for task in tasks:
             waiting.append((task, self._submit(task)))
             if len(waiting) >= 2 * self._count:

@@ -10,10 +10,10 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from braceexpand import braceexpand
@@ -135,13 +135,13 @@ def index_shard(source: str) -> Shard:
     file = local_file(source)
     name = Path(source).name
     clips: dict[str, dict[str, tuple[int, int]]] = {}
-    shapes = set()
+    shapes: set[tuple[int, ...]] = set()
     try:
         for key, member, entry, tar in video_shards.members(file):
             if member in _MEMBERS:
                 clips.setdefault(key, {})[member] = (entry.offset_data, entry.size)
             if member in (LATENTS, FLIPPED):
-                shapes.add(_shape(tar.extractfile(entry)))
+                shapes.add(_shape(video_shards.open_member(tar, entry)))
         _check_end(file)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(
@@ -152,7 +152,9 @@ def index_shard(source: str) -> Shard:
     _check_clips(name, clips, shapes)
     places = [[n for p in _MEMBERS for n in clip.get(p, _NOWHERE)] for clip in clips.values()]
     status = file.stat()
-    return Shard(source, status.st_size, status.st_mtime_ns, shapes.pop(), _places(places))
+    frames, channels, height, width = shapes.pop()
+    shape = (frames, channels, height, width)
+    return Shard(source, status.st_size, status.st_mtime_ns, shape, _places(places))
 
 
 def read_index(folder: Path) -> dict[str, Shard]:
@@ -227,7 +229,7 @@ def _check_clips(name: str, clips: dict[str, dict], shapes: set[tuple]) -> None:
                 raise ValueError(f"{name} lacks {key}.{member}; make the shard again.")
 
 
-def _shape(file: BinaryIO) -> tuple[int, ...]:
+def _shape(file: IO[bytes]) -> tuple[int, ...]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0
     return (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)[0]
@@ -240,7 +242,7 @@ def _check_end(file: Path) -> None:
             raise tarfile.ReadError("cut short")
 
 
-def _bytes(file: BinaryIO, place: Sequence[int]) -> bytes:
+def _bytes(file: BinaryIO, place: Iterable[int]) -> bytes:
     offset, size = map(int, place)
     file.seek(offset)
     content = file.read(size)

@@ -62,7 +62,8 @@ def describe_shards(where: str | Path, base: str | None = None) -> str:
             "folder; give a folder, or leave out --base."
         )
     shards = latent_shards.open_shards(str(where))
-    shapes, captions = Counter(), Counter()
+    shapes: Counter[tuple[int, ...]] = Counter()
+    captions: Counter[str] = Counter()
     for shard in shards:
         shapes[shard.shape] += len(shard)
         captions.update(shard.caption(clip) for clip in range(len(shard)))

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from braceexpand import braceexpand
@@ -101,7 +102,7 @@ def _samples(shard: Path) -> dict[str, dict]:
             if f".{extension}" in VIDEO_EXTENSIONS:
                 sample["video"] = Video(shard, entry.offset_data, entry.size, f".{extension}")
             elif extension in ("txt", "json"):
-                caption = _caption(tar.extractfile(entry).read(), extension)
+                caption = _caption(open_member(tar, entry).read(), extension)
                 # plain text wins over JSON, wherever it comes
                 if extension == "txt" or "caption" not in sample:
                     sample["caption"] = caption
@@ -117,6 +118,13 @@ def members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.Ta
             match = _MEMBER.match(entry.name)
             if entry.isfile() and match:
                 yield match.group(1), match.group(2).lower(), entry, tar
+
+
+def open_member(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
+    """Return the content of an entry that `members` has yielded."""
+    file = tar.extractfile(entry)
+    assert file is not None, "members yields files alone"
+    return file
 
 
 def _caption(content: bytes, extension: str) -> str:

@@ -102,6 +102,7 @@ def _video_stream(
         )
     options = {"crf": "17"} if codec == H264 else {"qscale": "2"}
     stream = container.add_stream(codec, rate=rate, options=options)
+    assert isinstance(stream, av.VideoStream), "both codecs are of pictures"
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = _BT709
