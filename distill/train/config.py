@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -369,7 +369,7 @@ def validate_table(table: dict) -> TrainConfig:
         raise ConfigError(problems) from error
 
 
-def _innermost(errors: list[dict]) -> list[dict]:
+def _innermost(errors: list[ErrorDetails]) -> list[ErrorDetails]:
     """Return the errors without those that only repeat what is wrong deeper inside."""
     places = [e["loc"] for e in errors]
     return [
@@ -379,7 +379,7 @@ def _innermost(errors: list[dict]) -> list[dict]:
     ]
 
 
-def _sentences(error: dict) -> list[str]:
+def _sentences(error: ErrorDetails) -> list[str]:
     where = ".".join(str(key) for key in error["loc"])
     if error["type"] == _RULES:
         return [f"{where}{problem}" for problem in error["ctx"]["problems"]]
@@ -395,7 +395,7 @@ def _sentences(error: dict) -> list[str]:
 
 def _keys_of_table(location: tuple) -> list[str]:
     """Return the keys of the table at a place of the file; indices and pool names lead nowhere."""
-    tables = {
+    tables: dict[str, type[BaseModel]] = {
         "pools": Pool,
         "slots": Slot,
         "stages": Stage,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
@@ -77,7 +77,11 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int, channels: int, num_blocks: int, generator: torch.Generator
+        self,
+        in_channels: int,
+        channels: int,
+        num_blocks: int,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * num_blocks
@@ -94,7 +98,8 @@ class Head(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv3d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (clips,) of features (clips, c, frames, h, w) of any size.
@@ -123,7 +128,7 @@ class Discriminator(nn.Module):
         conditional: bool,
         head_channels: int,
         head_blocks: int,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         self.encoder, self.conditional = encoder, conditional

@@ -10,10 +10,11 @@ import torch
 from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
+from ...motion_module.keys import Layout
 from ..files.output import check_writable
 from ..models.student_files import METHODS, students
 
-LAYOUTS = ("comfyui", "diffusers")
+LAYOUTS: tuple[Layout, ...] = ("comfyui", "diffusers")
 CARD = "README.md"
 _TEXT = """# {name}: model card
 

@@ -162,7 +162,7 @@ def _recomputing(setup: Setup, networks: Networks) -> contextlib.AbstractContext
     if not setup.config.gradient_checkpointing:
         return contextlib.nullcontext()
     trained: list[torch.nn.Module] = [networks.plain_student.motion_module]
-    if networks.discriminator is not None:
+    if networks.plain_discriminator is not None:
         trained.append(networks.plain_discriminator)
     return gradient_checkpointing.checkpointed(
         *(base.unet for base in setup.bases.values()), *trained

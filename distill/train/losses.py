@@ -28,7 +28,10 @@ Figures = dict[str, float]
 
 @dataclass
 class Networks:
-    """Everything that computes in a phase. DDP may wrap `student` and `discriminator`.
+    """Everything that computes in a phase.
+
+    DDP may wrap `student` and `discriminator`; the plain ones are never wrapped. Where no loss asks
+    for a discriminator, both are None.
 
     bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
     D's backbone was trained with); base_index: by slot, as D counts them.
@@ -38,19 +41,13 @@ class Networks:
     phase: Phase
     bases: dict[int, MovingBase]
     teacher: MotionModule
+    plain_student: Student
     student: nn.Module
+    plain_discriminator: Discriminator | None
     discriminator: nn.Module | None
     text_base: BaseModel
     base_index: dict[int, int]
     autocast: Callable[[], contextlib.AbstractContextManager]
-
-    @property
-    def plain_student(self) -> Student:
-        return getattr(self.student, "module", self.student)
-
-    @property
-    def plain_discriminator(self) -> Discriminator:
-        return getattr(self.discriminator, "module", self.discriminator)
 
 
 LossOfBatch = Callable[[Networks, Batch], tuple[Tensor, Figures]]
@@ -159,8 +156,9 @@ def move_student(networks: Networks, student: nn.Module, batch: Batch, text: Ten
 
 
 def _logits(
-    networks: Networks, discriminator: nn.Module, batch: Batch, states: Sequence[State]
+    networks: Networks, discriminator: nn.Module | None, batch: Batch, states: Sequence[State]
 ) -> list[Tensor]:
+    assert discriminator is not None, "an adversarial phase has one"
     x_t = (batch.x_t, batch.timesteps) if networks.phase.conditional else None
     text = encode_prompts(networks.text_base, batch.captions)
     index = torch.full((len(text),), networks.base_index[batch.slot], device=text.device)

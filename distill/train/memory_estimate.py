@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 
 from ...motion_module.inject import inject
@@ -64,7 +64,8 @@ def of_discriminator(
 ) -> int:
     """Return the bytes of activations of a discriminator's update on so many states."""
     x, _ = _inputs(unet, shapes.clips * shapes.frames, shapes)
-    text = torch.empty(shapes.clips, shapes.tokens, unet.config.cross_attention_dim, device="meta")
+    width = unet.config["cross_attention_dim"]
+    text = torch.empty(shapes.clips, shapes.tokens, width, device="meta")
     state = (x.unflatten(0, (shapes.clips, -1)), torch.zeros(shapes.clips, device="meta"))
     index = torch.zeros(shapes.clips, dtype=torch.long, device="meta")
     x_t = state if discriminator.conditional else None
@@ -74,9 +75,9 @@ def of_discriminator(
 
 
 def _inputs(unet: UNet2DConditionModel, batch: int, shapes: Shapes) -> tuple[Tensor, Tensor]:
-    size = (batch, unet.config.in_channels, shapes.height, shapes.width)
+    size = (batch, unet.config["in_channels"], shapes.height, shapes.width)
     x = torch.empty(size, device="meta", dtype=unet.dtype)
-    width = unet.config.cross_attention_dim
+    width = unet.config["cross_attention_dim"]
     return x, torch.empty(batch, shapes.tokens, width, device="meta", dtype=unet.dtype)
 
 

@@ -35,8 +35,8 @@ class PhaseTrainer:
         stage, phase = networks.stage, networks.phase
         self.networks = networks
         self.optimizer = _adam(networks.plain_student, phase.learning_rate, stage, phase)
-        self.discriminator_optimizer = None
-        if networks.discriminator is not None:
+        self.discriminator_optimizer: torch.optim.Optimizer | None = None
+        if networks.plain_discriminator is not None:
             rate = phase.rate_of_discriminator
             self.discriminator_optimizer = _adam(networks.plain_discriminator, rate, stage, phase)
         self.average = start_average(self._student_weights()) if stage.ema else {}
@@ -50,7 +50,7 @@ class PhaseTrainer:
         """
         networks, stage, phase = self.networks, self.networks.stage, self.networks.phase
         figures: Figures = {}
-        if networks.discriminator is not None:
+        if networks.discriminator is not None and self.discriminator_optimizer is not None:
             networks.discriminator.requires_grad_(True)
             for batch in batches:
                 figures |= self._backward(networks.discriminator, batch, discriminator_of_batch)
@@ -85,7 +85,7 @@ class PhaseTrainer:
             "discriminator": None,
             "discriminator_optimizer": None,
         }
-        if self.discriminator_optimizer is not None:
+        if networks.plain_discriminator is not None and self.discriminator_optimizer is not None:
             state["discriminator"] = networks.plain_discriminator.state_dict()
             state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
         return state
@@ -95,7 +95,7 @@ class PhaseTrainer:
         networks = self.networks
         networks.plain_student.motion_module.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.discriminator_optimizer is not None:
+        if networks.plain_discriminator is not None and self.discriminator_optimizer is not None:
             networks.plain_discriminator.load_state_dict(state["discriminator"])
             self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         device = self._device

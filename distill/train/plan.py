@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...motion_module import checkpoint
@@ -205,7 +205,7 @@ def _motion_module(name: str) -> MotionModule:
 
 
 def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:
-    text_config = CLIPTextConfig(**sd15_config.TEXT_ENCODER)
+    text_config = CLIPTextConfig.from_dict(sd15_config.TEXT_ENCODER)
     config, kind = sd15_config.VAE, AutoencoderKL
     if base is not None and base.is_dir():
         text_config = CLIPTextConfig.from_pretrained(base / "text_encoder")

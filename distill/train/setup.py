@@ -69,9 +69,9 @@ def _load_base(config: TrainConfig, device: torch.device, name: str) -> BaseMode
         base_path(name),
         device=device,
         dtype=frozen_dtype(config),
-        config=slot and slot.config,
-        tokenizer=slot and slot.tokenizer,
-        prediction_type=slot and slot.prediction_type,
+        config=slot.config if slot else None,
+        tokenizer=slot.tokenizer if slot else None,
+        prediction_type=slot.prediction_type if slot else None,
     )
 
 

@@ -112,13 +112,15 @@ class StageTraining:
         phase = self.stage.phases[place.phase]
         file = checks.teacher_file(config, self.number, self.stage.teacher_steps_of(phase))
         teacher = checkpoint.load(file).build(dtype=frozen_dtype(config)).to(device)
-        discriminator = self.discriminator
+        student, discriminator = Student(self.student, self.bases), self.discriminator
         return Networks(
             stage=self.stage,
             phase=phase,
             bases=self.bases,
             teacher=teacher,
-            student=distributed.wrap(Student(self.student, self.bases), device),
+            plain_student=student,
+            student=distributed.wrap(student, device),
+            plain_discriminator=discriminator,
             discriminator=discriminator and distributed.wrap(discriminator, device),
             text_base=self.setup.discriminator_base,
             base_index={slot: config.base_index(slot) for slot in self.bases},
