@@ -18,9 +18,14 @@ _CLIP, _NOISE = 0, 1  # streams of random numbers
 class Videos(Protocol):
     """A set of captioned videos: VideoFolder or VideoShards."""
 
-    names: Sequence[str]
-    captions: Sequence[str]
-    bad: dict[str, str]
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    @property
+    def bad(self) -> dict[str, str]: ...
 
     def read(self, index: int, shape: ClipShape, where: float) -> np.ndarray: ...
 
@@ -59,7 +64,7 @@ def draw_clip(
     generator = np.random.default_rng((seed, step, sample, _CLIP))
     dropped = generator.random() < no_caption
     for _ in range(_DRAWS):
-        index, where = generator.integers(len(videos.names)), generator.random()
+        index, where = int(generator.integers(len(videos.names))), generator.random()
         try:
             pixels = videos.read(index, shape, where)
         except UnusableVideoError as error:

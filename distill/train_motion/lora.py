@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
+from ...motion_module.temporal import TemporalAttention
 
 _LAYERS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 
@@ -46,7 +47,8 @@ def attach(module: MotionModule, rank: int, generator: torch.Generator) -> Attac
             "such as 8."
         )
     device = next(module.parameters()).device
-    weights, hooks = {}, []
+    weights: dict[str, nn.Parameter] = {}
+    hooks = []
     for key, layer in _projections(module).items():
         down = torch.randn(rank, layer.in_features, generator=generator) / rank
         halves = {"down": down, "up": torch.zeros(layer.out_features, rank)}
@@ -68,12 +70,16 @@ def save_lora(
 
 def _projections(module: MotionModule) -> dict[str, nn.Linear]:
     """Return the layers that a motion LoRA changes, by the released key without its half."""
-    projections = {}
+    projections: dict[str, nn.Linear] = {}
     for address, transformer in module.temporal_transformers().items():
-        for i, attention in enumerate(transformer.transformer_blocks[0].attention_blocks):
-            place = f"{address}.temporal_transformer.transformer_blocks.0.attention_blocks.{i}"
-            for name, layer in _LAYERS.items():
-                projections[f"{place}.processor.{name}_lora"] = attention.get_submodule(layer)
+        for place, attention in transformer.named_modules():
+            if not isinstance(attention, TemporalAttention):
+                continue
+            for name, address_of_layer in _LAYERS.items():
+                layer = attention.get_submodule(address_of_layer)
+                assert isinstance(layer, nn.Linear), "the trainer builds with torch's own layers"
+                key = f"{address}.temporal_transformer.{place}.processor.{name}_lora"
+                projections[key] = layer
     return projections
 
 

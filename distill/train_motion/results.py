@@ -44,14 +44,14 @@ def finish(training: Training) -> None:
     """Write the trained weights and what else was asked for, and clear the work folder."""
     request = training.request
     if request.sample is not None:
-        print(f"wrote {_draw_sample(training)}: {request.sample!r}.")
+        print(f"wrote {_draw_sample(training, request.sample)}: {request.sample!r}.")
     _save(training)
     print(f"wrote {request.out} ({request.what}, {request.iterations} iterations).")
     _remove_work(training)
 
 
-def _draw_sample(training: Training) -> Path:
-    """Write a contact sheet of the sample's caption, by the weights as trained."""
+def _draw_sample(training: Training, caption: str) -> Path:
+    """Write a contact sheet of a caption, by the weights as trained."""
     request, shape = training.request, training.shape
     file = request.out.with_suffix(".png")
     settings = SamplingSettings(
@@ -61,9 +61,9 @@ def _draw_sample(training: Training) -> Path:
         steps=_SAMPLE_STEPS,
         cfg=_SAMPLE_CFG,
     )
-    prompts, seeds = [request.sample], [request.seed]
-    (latents,) = generate_latents(training.base, training.module, prompts, seeds, settings)
-    frames = decode_frames(training.base, latents).numpy()
+    base, seeds = training.base, [request.seed]
+    (latents,) = generate_latents(base, training.module, [caption], seeds, settings)
+    frames = decode_frames(base, latents).numpy()
     return clip_writer.write_clip(file, clip_writer.enlarge(frames, _SMALLEST_SIDE), shape.fps)
 
 
