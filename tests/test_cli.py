@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from animatediff_lightning.distill import generate as clips
+from animatediff_lightning.distill.cli import options
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
+from animatediff_lightning.distill.sampling.settings import SAMPLERS
 from animatediff_lightning.motion_module import checkpoint
 from PIL import Image
 from safetensors import safe_open
@@ -497,3 +499,7 @@ def test_errors_of_the_other_commands(run, tmp_path, monkeypatch, places, argume
     assert warned.startswith("error: ")
     assert len(warned.splitlines()) == 1
     assert sentence in warned
+
+
+def test_the_command_line_offers_every_sampler():
+    assert [sampler.value for sampler in options.Sampler] == list(SAMPLERS)

@@ -196,12 +196,12 @@ def describe_shards(
 
 
 def _read_prompts(file: Path | None, captions: int | None, seed: int) -> tuple[str, ...]:
-    if (file is None) == (captions is None):
-        raise ValueError("give either --prompts or --miniature-captions.")
-    if file is not None:
+    if file is not None and captions is None:
         from ..sampling.request import read_prompts
 
         return read_prompts(file)
-    from ..data.generate import draw_captions
+    if captions is not None and file is None:
+        from ..data.generate import draw_captions
 
-    return draw_captions(captions, seed)
+        return draw_captions(captions, seed)
+    raise ValueError("give either --prompts or --miniature-captions.")

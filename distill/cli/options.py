@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from ..sampling.settings import SAMPLERS
-
 _SIZE = re.compile(r"(\d+)x(\d+)")
 
 
-Sampler = Enum("Sampler", [(name, name) for name in SAMPLERS], type=str)
+class Sampler(str, Enum):
+    euler = "euler"
+    dpmpp = "dpmpp"
+    lcm = "lcm"
 
 
 class Dtype(str, Enum):

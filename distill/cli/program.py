@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,7 +29,12 @@ _PREFIXES = {
 }
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 # typer carries a click of its own, whose error class has no public name
-_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+if TYPE_CHECKING:
+
+    class _UsageError(Exception):
+        def format_message(self) -> str: ...
+else:
+    _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 app.add_typer(data.data, name="data")
 app.add_typer(miniature.miniature, name="miniature")
 app.add_typer(evaluate.evaluate, name="evaluate")
