@@ -27,7 +27,7 @@ def draw_picture(caption: str, out: Path, seed: int, every: int = 2) -> Path:
     for style in styles.STYLES:
         setting = sample.Setting(style, "", "euler", shipped.STEPS, shipped.cfg(), 1)
         base = load_base(shipped.base(style))
-        clip = sample.sample(base, module, [caption], setting, first_seed=seed)[0]
+        clip = sample.sample_clips(base, module, [caption], setting, first_seed=seed)[0]
         rows.append(_row(clip[::every]))
     picture = torch.cat(rows, dim=1)  # c h w
     pixels = to_frames(picture).numpy()[None]
