@@ -309,7 +309,7 @@ def gradients_on(world_size, file, folder):
         found.trainer._optimize(found.trainer.optimizer, 0, 1e-3)
         bases = {
             found.config.slots[s].base: b.unet.conv_in.weight[0, 0, 0, 0].item()
-            for s, b in found.loaded.bases.items()
+            for s, b in found.setup.bases.items()
         }
         torch.save((grads, copied(found.student), bases), folder / f"{world_size}-{rank}.pt")
         distributed.stop()
