@@ -484,7 +484,10 @@ def test_convert_overwrites_only_when_forced(run, tmp_path, models):
         (["inspect", "{single}"], "is a Stable Diffusion checkpoint, not"),
         (["convert", "{module}", "--to", "onnx"], "is not one of 'comfyui', 'diffusers'"),
         (["convert", "{module}"], "Missing option '--to'"),
-        (["convert", "{module}", "--to", "comfyui", "--out", "{tmp}/a.ckpt"], ".safetensors only"),
+        (
+            ["convert", "{module}", "--to", "comfyui", "--out", "{tmp}/a.ckpt"],
+            "must end in .safetensors",
+        ),
         (
             ["convert", "{junk}", "--to", "comfyui", "--out", "{tmp}/b.safetensors"],
             "holds more than",

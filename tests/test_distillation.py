@@ -141,7 +141,7 @@ def test_another_number_of_clips_a_forward_is_the_same_run(clips, tmp_path):
     config, folder = train_config.read_config(file), RunFolder(tmp_path / "out")
     folder.claim(config, {"plain": "a"})
     folder.claim(config.model_copy(update={"clips_per_rank": 4}), {"plain": "a"})
-    with pytest.raises(ValueError, match="a run with other global_batch;"):
+    with pytest.raises(ValueError, match=r"a run with other global_batch \(2, now 4\);"):
         folder.claim(config.model_copy(update={"global_batch": 4}), {"plain": "a"})
     with pytest.raises(ValueError, match="a run with other clips;"):
         folder.claim(config, {"plain": "b"})
@@ -553,8 +553,8 @@ def test_what_cannot_work_is_told_before_the_folder_is_claimed(
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("pipe:touch MARK; true", "no address that shards are read from"),
-        ("file:CLIPS/plain/clips-000000.tar", "no address that shards are read from"),
+        ("pipe:touch MARK; true", "is not an address that shards can be read from"),
+        ("file:CLIPS/plain/clips-000000.tar", "is not an address that shards can be read from"),
         ("http://127.0.0.1:1/a'; touch MARK; '.tar", "cannot be fetched"),
     ],
 )

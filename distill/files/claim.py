@@ -60,12 +60,11 @@ def _is_claimed(
 
 
 def _change(key: str, old: object, new: object) -> str:
-    """Return the name of what changed, with both values where they are numbers or words."""
-    name = key.replace("_", "-")
+    """Return the key of what changed, with both values where they are numbers or words."""
     values = (old, new)
     if any(value is None or isinstance(value, (list, dict)) for value in values):
-        return name
-    return name if max(len(str(value)) for value in values) > 20 else f"{name} ({old}, now {new})"
+        return key
+    return key if max(len(str(value)) for value in values) > 20 else f"{key} ({old}, now {new})"
 
 
 def read_record(file: Path) -> dict[str, object]:
