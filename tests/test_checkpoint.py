@@ -99,6 +99,7 @@ def test_diffusers_layout_loads_into_diffusers(tmp_path, module):
     assert_same(keys.from_diffusers(adapter.state_dict()), module.state_dict())
 
 
+@pytest.mark.slow
 def test_v2_in_half_precision_has_the_released_size(tmp_path):
     """Writes a file of 909 MB and takes about 2.7 GB of memory."""
     with torch.device("meta"):
@@ -117,6 +118,7 @@ def test_v2_in_half_precision_has_the_released_size(tmp_path):
 # ---- families and wrappings --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".ckpt", ".pth", ".pt", ".bin"])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_trainers_wrappings_are_taken_off(tmp_path, good, suffix, zipped):

@@ -82,6 +82,8 @@ def sheet(run, out, *arguments, **options):
 # ---- clips
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
 def test_help_and_version_do_not_import_torch():
     code = (
         "import sys; from animatediff_lightning.distill.cli.program import main; "
@@ -95,6 +97,8 @@ def test_help_and_version_do_not_import_torch():
     assert "animatediff-lightning 0." in done.stdout
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
 def test_both_names_are_one_program(tmp_path):
     script = Path(sys.executable).with_name("animatediff-lightning")
     for program in ([str(script)], PROGRAM):
@@ -107,6 +111,7 @@ def test_both_names_are_one_program(tmp_path):
         assert done.stdout.startswith("animatediff-lightning ")
 
 
+@pytest.mark.slow
 def test_mp4_as_asked(run, tmp_path):
     out = tmp_path / "new folder" / "clip.mp4"
     said, warned = generate(run, out, "--frames", 5, "--fps", 12, "--width", 72)
@@ -122,6 +127,7 @@ def test_mp4_as_asked(run, tmp_path):
     assert all(np.abs(a - b).mean() > 5 for a, b in pairwise(pictures))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_animated_images(run, tmp_path, kind):
     out = tmp_path / f"clip.{kind}"
@@ -130,6 +136,7 @@ def test_animated_images(run, tmp_path, kind):
         assert (image.n_frames, image.size) == (3, (64, 64))
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_file_and_another_seed_another(run, tmp_path):
     for kind in ("mp4", "webp"):
         files = [tmp_path / f"{name}.{kind}" for name in "abc"]
@@ -139,6 +146,7 @@ def test_a_seed_gives_the_same_file_and_another_seed_another(run, tmp_path):
         assert files[0].read_bytes() != files[2].read_bytes(), kind
 
 
+@pytest.mark.slow
 def test_frames_prompts_and_motion_scale_differ(run, tmp_path):
     a = sheet(run, tmp_path / "a.png").astype(int)
     assert all(np.abs(a[i] - a[j]).mean() > 5 for i, j in ((0, 1), (1, 2)))
@@ -148,6 +156,7 @@ def test_frames_prompts_and_motion_scale_differ(run, tmp_path):
     assert np.abs(a - still).mean() > 0.1
 
 
+@pytest.mark.slow
 def test_the_motion_module_given_is_the_one_used(run, tmp_path, models):
     other = checkpoint.load(models.motion_module).build()
     for part in other.temporal_transformers().values():
@@ -162,6 +171,7 @@ def test_the_motion_module_given_is_the_one_used(run, tmp_path, models):
     assert np.abs(random.astype(int) - none).mean() > 5
 
 
+@pytest.mark.slow
 def test_several_prompts_give_numbered_clips_of_one_seed(run, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a fish\n\n  a bird \na fish\n")
@@ -173,6 +183,7 @@ def test_several_prompts_give_numbered_clips_of_one_seed(run, tmp_path):
     assert first.read_bytes() == third.read_bytes() != second.read_bytes()
 
 
+@pytest.mark.slow
 def test_cfg_samplers_and_dtype_run(run, tmp_path):
     plain = sheet(run, tmp_path / "a.png", "--steps", 2)
     for i, more in enumerate(
@@ -188,6 +199,7 @@ def test_cfg_samplers_and_dtype_run(run, tmp_path):
         assert not np.array_equal(plain, other), more
 
 
+@pytest.mark.slow
 def test_single_file_base(run, tmp_path, models):
     file = headless_ldm.write(models.base, tmp_path / "thin.safetensors")
     module = ["--motion-module", models.motion_module]
@@ -207,6 +219,7 @@ def distilled(models, tmp_path, steps):
     return ["--base", models.base, "--motion-module", file]
 
 
+@pytest.mark.slow
 def test_doubtful_settings_are_named_once(run, tmp_path, models):
     four, two = distilled(models, tmp_path, 4), distilled(models, tmp_path, 2)
     out = tmp_path / "a.png"
@@ -226,6 +239,7 @@ def test_doubtful_settings_are_named_once(run, tmp_path, models):
     assert "tokens, but the text encoder reads only 77" in warned
 
 
+@pytest.mark.slow
 def test_quiet_tells_no_notes_and_verbose_which_files_it_reads(run, tmp_path, models):
     out = tmp_path / "a.png"
     four = distilled(models, tmp_path, 4)
@@ -356,6 +370,7 @@ def places(models, tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_are_one_sentence(run, tmp_path, monkeypatch, places, case):
     monkeypatch.chdir(tmp_path)
@@ -375,6 +390,8 @@ def test_errors_are_one_sentence(run, tmp_path, monkeypatch, places, case):
 # ---- Ctrl-C
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGINT is POSIX's")
 def test_ctrl_c_leaves_no_file(tmp_path, models):  # noqa: ARG001 - made beforehand
     process = subprocess.Popen(
@@ -407,6 +424,7 @@ def test_ctrl_c_leaves_no_file(tmp_path, models):  # noqa: ARG001 - made beforeh
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_writing_keeps_the_old_file(run, tmp_path, monkeypatch):
     out = tmp_path / "clip.gif"
     out.write_bytes(b"old")
@@ -426,6 +444,7 @@ def test_ctrl_c_while_writing_keeps_the_old_file(run, tmp_path, monkeypatch):
 # ---- inspect and convert
 
 
+@pytest.mark.slow
 def test_inspect_tells_what_describe_does(run, models):
     expected = checkpoint.load(models.motion_module).describe()
     code, said, _ = run("inspect", models.motion_module, "--json")
@@ -443,6 +462,7 @@ def test_inspect_tells_what_describe_does(run, models):
         assert label == "metadata" or line[column:] == text
 
 
+@pytest.mark.slow
 def test_convert_there_and_back_is_bit_equal(run, tmp_path, models):
     source = tmp_path / "animatediff_lightning_4step_comfyui.safetensors"
     source.write_bytes(models.motion_module.read_bytes())
@@ -464,6 +484,7 @@ def test_convert_there_and_back_is_bit_equal(run, tmp_path, models):
     assert checkpoint.load(back).steps == 4
 
 
+@pytest.mark.slow
 def test_convert_overwrites_only_when_forced(run, tmp_path, models):
     out = tmp_path / "a.safetensors"
     out.write_bytes(b"precious")
@@ -476,6 +497,7 @@ def test_convert_overwrites_only_when_forced(run, tmp_path, models):
     assert checkpoint.load(out).layout == "diffusers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -278,6 +278,8 @@ def test_a_file_beside_a_url(url, name, index):
     assert url_cache.neighbour(url, INDEX) == index
 
 
+@pytest.mark.multiprocess
+@pytest.mark.slow
 def test_threads_and_processes_fetch_a_shard_once(web):
     web.delay[0] = 0.5
     url = f"{web.url}/pool/a-0.tar"
@@ -415,6 +417,7 @@ def test_captions_change_sides(caption, wanted):
     assert mirrored_captions.flipped(mirrored_captions.flipped(caption)) == caption
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["plain", "ink"])
 def test_mirrored_true_clips_show_their_mirrored_captions(style):
     scenes = world.draw_scenes(64, torch.Generator().manual_seed(1))

@@ -1,9 +1,12 @@
 """torch.compile over a UNet with a motion module: neither the hooks nor einops break its graph."""
 
+import pytest
 import torch
 import torch._dynamo
 from animatediff_lightning.motion_module.inject import inject
 from animatediff_lightning.samplers import context
+
+pytestmark = pytest.mark.slow
 
 FRAMES = 6
 CHANNELS = (32,)  # one level: Dynamo takes seconds for every layer

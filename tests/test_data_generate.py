@@ -25,6 +25,8 @@ from diffusers import AutoencoderKL
 
 from .processes import FORK
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ("a red fish swimming left", "a big blue bird flying up", "a teal mouse running right")
 
 
@@ -102,6 +104,7 @@ def test_flipped_latents_are_those_of_the_flipped_frames(undisturbed):
     assert not torch.equal(mirrored[0], plain[0].flip(-1))
 
 
+@pytest.mark.multiprocess
 def test_two_processes_make_what_one_does(undisturbed, tmp_path, monkeypatch):
     request = replace(undisturbed, out=tmp_path / "two")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -124,6 +127,7 @@ def test_a_process_makes_only_its_own_shards(undisturbed, tmp_path):
     assert not (request.out / "index.json").exists()  # the last process writes it, once
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_killed_run_goes_on_to_the_same_clips(undisturbed, tmp_path, at_once):
     # three a shard: the second batch of two has one clip of it

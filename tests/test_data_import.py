@@ -24,6 +24,8 @@ from animatediff_lightning.motion_module.files import atomic_path
 from .processes import FORK
 from .video_files import real_video, write_lossless
 
+pytestmark = pytest.mark.slow
+
 COMMON = ["--base", "miniature:plain", "--frames", "4", "--shard-size", "2", "--workers", "2"]
 
 
@@ -147,6 +149,7 @@ def deadly(file, _shape, _where):
     return np.zeros((1, 2, 2, 3), np.uint8)
 
 
+@pytest.mark.multiprocess
 def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypatch):
     monkeypatch.setattr(import_worker.multiprocessing, "get_context", lambda _: FORK)
     monkeypatch.setattr(import_worker, "read_clip", deadly)
@@ -175,6 +178,7 @@ def test_two_processes_make_what_one_does(imported, videos, tmp_path):
     assert contents(tmp_path / "out") == contents(imported)
 
 
+@pytest.mark.multiprocess
 def test_a_killed_import_goes_on_to_the_same_shards(imported, command, tmp_path):
     out = tmp_path / "out"
     for wait in (0.5, 2.0, 3.5):

@@ -64,6 +64,7 @@ def test_clips_do_not_see_each_other(parts):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditional", [True, False])
 def test_every_parameter_learns(parts, conditional):
     judge = make(parts, conditional)
@@ -78,6 +79,7 @@ def test_every_parameter_learns(parts, conditional):
     assert not without
 
 
+@pytest.mark.slow
 def test_what_it_hears(parts):
     """Time, text, the base model and where the state comes from all change its mind."""
     judge = make(parts)
@@ -101,6 +103,7 @@ def test_a_fresh_embedding_tells_no_base_model_apart_yet(parts):
     assert torch.equal(*logits)
 
 
+@pytest.mark.slow
 def test_the_encoder_equals_the_unet_with_its_motion_module(parts):
     unet, module = parts
     caught = {}
@@ -117,6 +120,7 @@ def test_the_encoder_equals_the_unet_with_its_motion_module(parts):
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_it_is_made_from_stays_as_it_was_and_foreign_hooks_stay_out(parts):
     unet, module = parts
     before = {k: v.clone() for k, v in unet.state_dict().items()}
@@ -132,6 +136,7 @@ def test_what_it_is_made_from_stays_as_it_was_and_foreign_hooks_stay_out(parts):
     assert all(p.grad is None for p in unet.parameters())
 
 
+@pytest.mark.slow
 def test_heads_come_from_their_generator_and_d_prime_keeps_the_encoder(parts):
     first, same = make(parts), make(parts)
     other = make(parts, generator=seeded(8))
@@ -156,6 +161,7 @@ def test_it_learns_in_float32_whatever_it_is_made_from(parts):
     assert torch.isfinite(logit).all()
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_under_bfloat16_on_the_smallest_maps(parts):
     judge = make(parts)
     states = [state(frames=16, height=2, width=2, seed=i) for i in (1, 2, 3)]

@@ -25,6 +25,8 @@ from safetensors.torch import load_file
 from . import distil_files
 from .processes import FORK, together
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parent / "golden" / "distillation_curve.json"
 EXACT = ("loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_gap", "norm_d", "norm_g")
@@ -318,6 +320,7 @@ def gradients_on(world_size, file, folder):
     return [torch.load(folder / f"{world_size}-{r}.pt") for r in range(world_size)]
 
 
+@pytest.mark.multiprocess
 def test_a_global_batch_has_the_same_gradient_on_1_2_4_and_8_processes(clips, tmp_path):
     file = distil_files.write_config(
         tmp_path / "run.toml", tmp_path / "out", clips, slots=4, global_batch=8
@@ -342,6 +345,7 @@ def test_a_global_batch_has_the_same_gradient_on_1_2_4_and_8_processes(clips, tm
             assert ranks[0][2] != ranks[1][2]
 
 
+@pytest.mark.multiprocess
 def test_four_processes_resumed_in_d_prime_end_as_if_undisturbed(clips, tmp_path):
     """D' is new at its phase's begin and read from a checkpoint after it: on each rank the same.
 
@@ -366,6 +370,7 @@ def test_four_processes_resumed_in_d_prime_end_as_if_undisturbed(clips, tmp_path
         assert curves(tmp_path / "out") == curve
 
 
+@pytest.mark.multiprocess
 def test_processes_that_see_different_files_are_told(clips, tmp_path, capfd):
     """As on machines that share no disk: each rank has an --out of its own."""
     files = [
@@ -380,6 +385,7 @@ def test_processes_that_see_different_files_are_told(clips, tmp_path, capfd):
     assert "use an --out that all machines share" in capfd.readouterr().err
 
 
+@pytest.mark.multiprocess
 def test_processes_that_hold_different_clips_are_told(clips, tmp_path, capfd):
     """As on machines one of which holds more of a pool: told before the folder is claimed."""
     for rank in range(2):
@@ -400,6 +406,7 @@ def test_processes_that_hold_different_clips_are_told(clips, tmp_path, capfd):
 # ---- kills ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.multiprocess
 def test_killed_at_random_moments_it_ends_with_the_same_curve_and_weights(
     undisturbed, clips, tmp_path
 ):
@@ -659,6 +666,7 @@ def test_a_collapsed_discriminator_names_the_last_checkpoint_before_it(
 # ---- signals -------------------------------------------------------------------------------------
 
 
+@pytest.mark.multiprocess
 def test_sigterm_saves_and_leaves(clips, tmp_path):
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=700)
     file.write_text(file.read_text().replace("save_every = 0", "save_every = 1e6"))

@@ -35,6 +35,7 @@ def run(tmp_path):
     return folder.root
 
 
+@pytest.mark.slow
 def test_both_layouts_hold_the_same_and_tell_their_steps(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["export", str(run), "--out", str(out), "--name", "toy"]) == 0
@@ -58,6 +59,7 @@ def test_both_layouts_hold_the_same_and_tell_their_steps(run, tmp_path, capsys):
     assert "Use:** Euler and the file's steps, on linear" in card
 
 
+@pytest.mark.slow
 def test_a_card_tells_each_students_loss_and_config(run, tmp_path):
     module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
     for name, loss in (("1step", "mse"), ("consistency", "consistency")):
@@ -89,6 +91,7 @@ def test_a_module_that_train_did_not_write_stops_before_anything_is_written(run,
     assert not (tmp_path / "weights").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_unasked(run, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["export", str(run), "--out", str(out)]
@@ -100,6 +103,7 @@ def test_nothing_is_overwritten_unasked(run, tmp_path, capsys):
     assert known.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_the_miniatures_students_are_packed_with_their_card(run, tmp_path):
     files = pack_students(run, tmp_path / "weights")
     assert [f.name for f in files] == ["4step.safetensors", "1step.safetensors"]
@@ -119,6 +123,7 @@ def test_a_folder_without_students_is_named(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_student_of_an_unknown_loss_is_refused(run, tmp_path, capsys):
     module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
     told = TOLD | {"steps": 2, "teacher_steps": 4, "loss": "lucky"}
@@ -139,6 +144,7 @@ def test_a_strange_student_among_the_shipped_stops_before_anything_is_written(ru
     assert [f.name for f in target.iterdir()] == ["8step.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_consistency_student_is_not_packed_as_one_of_a_single_step(run, tmp_path):
     module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
     told = TOLD | {"steps": 1, "teacher_steps": 50, "loss": "consistency"}

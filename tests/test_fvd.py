@@ -25,6 +25,8 @@ from animatediff_lightning.distill.sampling.sample import generate_latents
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.motion_module import checkpoint
 
+pytestmark = pytest.mark.slow
+
 CLIPS = 6
 COMMON = [
     "evaluate",

@@ -91,11 +91,13 @@ def test_euler_is_the_reference_loop_written_out(base, motion):
     )
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_and_another_differs(base, motion):
     assert torch.equal(latents(base, motion), latents(base, motion))
     assert not torch.equal(latents(base, motion), latents(base, motion, seed=1))
 
 
+@pytest.mark.slow
 def test_motion_module_prompt_and_scale_change_the_clip(base, motion):
     clip = latents(base, motion)
     assert not torch.allclose(clip, latents(base, None), atol=1e-2)
@@ -103,6 +105,7 @@ def test_motion_module_prompt_and_scale_change_the_clip(base, motion):
     assert not torch.allclose(clip, latents(base, motion, motion_scale=3.0), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_frames_know_of_each_other_only_through_the_motion_module(base, motion):
     """Without it, a longer clip's first frames are the shorter clip's; with it they are not."""
     alone = (latents(base, None, frames=2), latents(base, None, frames=3))
@@ -112,6 +115,7 @@ def test_frames_know_of_each_other_only_through_the_motion_module(base, motion):
     )
 
 
+@pytest.mark.slow
 def test_long_clips_are_sampled_in_windows(base, motion):
     """Static windows by hand: one step, each window's eps fused by weight."""
     options = {"frames": 20, "context_length": 8, "context_overlap": 2, "steps": 1}
@@ -129,6 +133,7 @@ def test_long_clips_are_sampled_in_windows(base, motion):
     torch.testing.assert_close(clip, prediction.x0_from_eps(noise, eps, 999), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_clips_in_windows_are_sampled_together_as_alone(base, motion):
     settings = settings_for(base, frames=12, context_length=8, context_overlap=2, cfg=2.0)
     prompts, seeds = ["a cat", "a dog"], [3, 4]
@@ -214,6 +219,7 @@ def test_dpmpp_recovers_x0_from_true_noise():
         torch.testing.assert_close(x, x0, rtol=1e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 def test_v_prediction_base_is_honoured(tmp_path, base):
     """The scheduler config names v; the same network output then means another eps."""
     models = random_models.write(tmp_path, prediction_type="v_prediction")
@@ -285,6 +291,7 @@ def test_single_file_in_ldm_layout_is_the_same_base(tmp_path, models, base, moti
     torch.testing.assert_close(latents(single, motion), latents(base, motion), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_single_file_needs_no_config_folder(tmp_path, monkeypatch, models, base):
     """With the shipped configs, made thin: they hold every key that the conversion reads."""
     for part in ("unet", "vae", "text_encoder"):
@@ -316,6 +323,7 @@ def test_shipped_configs_are_sd15(tmp_path):
     assert unet.config.sample_size * 8 == 512
 
 
+@pytest.mark.slow
 def test_missing_weights_are_not_filled_with_random_ones(tmp_path):
     random_models.write(tmp_path)
     file = tmp_path / "base/unet/diffusion_pytorch_model.safetensors"

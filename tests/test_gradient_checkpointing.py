@@ -55,6 +55,7 @@ def saved_bytes(work):
     return sum(sizes.values())
 
 
+@pytest.mark.slow
 def test_the_gradients_are_the_same(parts):
     unet, student, teacher = parts
     plain = gradients(unet, student, teacher)

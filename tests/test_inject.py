@@ -197,6 +197,7 @@ def test_another_module_is_refused_until_the_first_is_ejected(
     assert not torch.equal(run(unet), before)
 
 
+@pytest.mark.slow
 def test_the_registry_keeps_no_unet_alive(thin_unet, motion_module):
     unet = thin_unet()
     gc.collect()

@@ -96,6 +96,7 @@ def test_the_effect_is_w_plus_strength_up_down(tmp_path, config, module):
     assert changed == len(found.pairs) == 7 * 8
 
 
+@pytest.mark.slow
 def test_two_equal_their_sum_and_their_order_is_no_matter(tmp_path, config, random_module):
     first, second = random_lora(config, seed=1), random_lora(config, rank=2, seed=2)
     a = lora.load(saved(tmp_path, first, "a.safetensors"))
@@ -249,6 +250,7 @@ def test_the_mid_block_is_left_out_where_there_is_none(tmp_path, config, thin_co
     assert found.pairs.keys() - lora.weight_patches(found, without) == set(found.beyond(without))
 
 
+@pytest.mark.slow
 def test_full_size_rank_64(tmp_path):
     """The shape of the released camera moves for v2: 77 MB in F32."""
     config = MotionModuleConfig()
@@ -445,6 +447,7 @@ def test_loras_that_do_not_fit_are_refused_before_the_base_is_read(
         clips._load_loras([(good, 0.8), (wide, 0.8)], known)
 
 
+@pytest.mark.slow
 def test_generate_with_motion_loras(tmp_path, tmp_path_factory, capsys, monkeypatch):
     made = random_models.ensure(tmp_path_factory.mktemp("cache"))
     monkeypatch.chdir(tmp_path)

@@ -30,7 +30,7 @@ CLIPS = 8
 STEPS = 16
 
 
-pytestmark = pytest.mark.usefixtures("miniature_cache")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("miniature_cache")]
 
 
 @pytest.fixture(scope="module")

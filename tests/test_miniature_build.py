@@ -15,6 +15,8 @@ from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [
     sys.executable,
     "-m",
@@ -52,6 +54,7 @@ def undisturbed(tmp_path_factory):
     return folder
 
 
+@pytest.mark.multiprocess
 def test_every_stage_leaves_its_files(undisturbed):
     assert {f.name for f in (undisturbed / "bases").iterdir()} == {"plain", "toon"}
     assert {f.stem for f in (undisturbed / "sheets").iterdir()} == {"plain", "toon", "motion"}
@@ -59,6 +62,7 @@ def test_every_stage_leaves_its_files(undisturbed):
     assert gates == {"a-plain", "a-toon", "b-cfg", "b-plain", "b-toon"}
 
 
+@pytest.mark.multiprocess
 def test_fine_tunes_share_the_text_encoder_and_the_module_moves(undisturbed):
     plain, toon = (load_base(undisturbed / "bases" / name) for name in ("plain", "toon"))
     for a, b in zip(
@@ -73,6 +77,7 @@ def test_fine_tunes_share_the_text_encoder_and_the_module_moves(undisturbed):
     assert any(p.proj_out.weight.abs().max() > 0 for p in module.temporal_transformers().values())
 
 
+@pytest.mark.multiprocess
 def test_packed_it_is_half_as_precise_and_carries_its_card(undisturbed, tmp_path):
     pack_build(undisturbed, tmp_path, names=("plain", "toon"))
     made, packed = (checkpoint.load(f / build.MOTION_FILE) for f in (undisturbed, tmp_path))
@@ -102,6 +107,7 @@ def checkpoints(folder):
     return {f: f.stat().st_mtime_ns for f in folder.glob("work/*/checkpoint.pt")}
 
 
+@pytest.mark.multiprocess
 def test_killed_at_random_moments_it_ends_with_the_same_weights(undisturbed, tmp_path):
     chance = random.Random(os.getpid())
     for _ in range(2):

@@ -4,6 +4,8 @@ import pytest
 import torch
 from animatediff_lightning.distill.miniature import measure, metrics, render, styles, world
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scenes():

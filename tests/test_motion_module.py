@@ -62,6 +62,7 @@ def test_clip_scope_equals_diffusers_transformer(part, x):
         assert error(x, theirs(x, num_frames=FRAMES)) > 0.1  # the residual alone would not pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("channels", "layers", "mid"),
     [

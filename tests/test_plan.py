@@ -15,6 +15,8 @@ from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.inject import inject
 from animatediff_lightning.motion_module.module import MotionModule
 
+pytestmark = pytest.mark.slow
+
 
 def config_of(name, **changes):
     return train_config.read_config(train_config.find_config(name)).model_copy(update=changes)

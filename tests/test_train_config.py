@@ -207,6 +207,7 @@ def test_a_run_from_before_there_was_a_head_start_is_known_again():
     assert train_config.read_config(train_config.find_config("miniature_mse")).digest() == known
 
 
+@pytest.mark.slow
 def test_the_bundled_students_are_of_the_bundled_config():
     config = train_config.read_config(train_config.find_config("miniature"))
     known = checkpoint.load(shipped.student(1)).metadata  # of the last stage

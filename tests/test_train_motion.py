@@ -31,6 +31,8 @@ from . import random_models
 from .processes import FORK, together
 from .video_files import numbered, real_video, write_lossless
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
@@ -257,6 +259,7 @@ def test_the_command_trains_on_a_real_video_and_says_what_it_skipped(files, run,
     assert "out.safetensors exists; choose another --out, or delete it first." in warned
 
 
+@pytest.mark.multiprocess
 def test_killed_and_started_again_ends_with_the_same_weights(run, tmp_path):
     options = ("--iterations", 10, "--save-dtype", "float32", "--save-every", 0)
     assert run(*options)[0] == 0
@@ -289,6 +292,7 @@ def wait_until(happened, seconds=120):
         time.sleep(0.01)
 
 
+@pytest.mark.multiprocess
 def test_two_processes_have_the_gradient_of_one(request_for, tmp_path):
     request = request_for(batch=4)
     alone = gradients(train_motion.prepare(request, CPU))

@@ -25,6 +25,7 @@ def shown(path, shape, where=0.0):
 # ---- one file
 
 
+@pytest.mark.slow
 def test_a_real_video_comes_even_in_time_cropped_and_resized():
     with av.open(str(real_video())) as file:
         own = np.stack([f.to_ndarray(format="rgb24") for f in file.decode(video=0)][:60])
@@ -178,6 +179,7 @@ def test_missing_and_damaged_shards(shards):
 # ---- what a step sees
 
 
+@pytest.mark.slow
 def test_a_draw_is_a_function_of_seed_step_and_sample(folder):
     videos = video_folder.scan_folder(folder, 4, 8)
 
