@@ -68,18 +68,18 @@ def sample(model, **kwargs):
 def used_weights(model):
     """Return by base model: the motion modules that ran in its UNet, while `model` samples."""
     inject = host.submodule("motion_module.inject")
-    used, make = {}, inject._hook
+    used, make = {}, inject._make_hook
 
-    def noted(part, run):
-        hook = make(part, run)
+    def make_noting_hook(site, run):
+        hook = make(site, run)
 
         def note(module, inputs, output):
-            used.setdefault(id(module), set()).add(id(part))
+            used.setdefault(id(module), set()).add(id(site.transformer))
             return hook(module, inputs, output)
 
         return note
 
-    with mock.patch.object(inject, "_hook", noted):
+    with mock.patch.object(inject, "_make_hook", make_noting_hook):
         sample(model)
     return used
 
