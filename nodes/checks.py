@@ -124,8 +124,8 @@ def warnings(
         )
     if advice.cfg_is_too_high(cfg, trained_steps):
         yield (
-            f"cfg {cfg:g} is too high for a distilled motion module and burns the colours; set it "
-            f"to 1, or at most {advice.MAX_DISTILLED_CFG:g}."
+            f"a guidance of cfg {cfg:g} is too high for a distilled motion module and burns the "
+            f"colours; set cfg to 1, or at most {advice.MAX_DISTILLED_CFG:g}."
         )
 
 
