@@ -508,7 +508,7 @@ def test_convert_overwrites_only_when_forced(run, tmp_path, models):
         (["convert", "{module}"], "Missing option '--to'"),
         (
             ["convert", "{module}", "--to", "comfyui", "--out", "{tmp}/a.ckpt"],
-            "must end in .safetensors",
+            "only as .safetensors",
         ),
         (
             ["convert", "{junk}", "--to", "comfyui", "--out", "{tmp}/b.safetensors"],
