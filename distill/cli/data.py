@@ -20,6 +20,8 @@ from .options import (
     Prediction,
     PredictionType,
     Sampler,
+    ShardsFolder,
+    Size,
     Teacher,
     Tokenizer,
     parse_size,
@@ -34,9 +36,7 @@ data = typer.Typer(help="Make, import and check the clips that a distillation le
 def generate_clips(
     base: Bases,
     motion_module: Teacher,
-    out: Annotated[
-        Path, typer.Option(help="Folder of the shards; run again with the same folder to resume.")
-    ],
+    out: ShardsFolder,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with one prompt in each line.")
     ] = None,
@@ -116,9 +116,7 @@ def import_clips(
         str,
         typer.Option(metavar=BASE_METAVAR, help="Base model whose VAE encodes the videos."),
     ],
-    out: Annotated[
-        Path, typer.Option(help="Folder of the shards; run again with the same folder to resume.")
-    ],
+    out: ShardsFolder,
     table: Annotated[
         Path | None,
         typer.Option(
@@ -128,12 +126,7 @@ def import_clips(
     ] = ImportRequest.table,
     frames: Frames = ImportRequest.frames,
     fps: Annotated[float, typer.Option(help="Frames per second of the clips.")] = ImportRequest.fps,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH", help="Width and height in pixels. Default: the base model's own size."
-        ),
-    ] = None,
+    size: Size = None,
     flip: FlipClips = ImportRequest.flip,
     shard_size: Annotated[
         int, typer.Option(help="Videos in each shard.")

@@ -25,6 +25,7 @@ from .options import (
     Frames,
     Prediction,
     PredictionType,
+    Size,
     Teacher,
     Tokenizer,
     parse_size,
@@ -132,12 +133,7 @@ def evaluate_fvd(
         int, typer.Option(help="Seed of the first clip; each further clip adds 1.")
     ] = FvdRequest.seed,
     frames: Frames = FvdRequest.frames,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WxH", help="Width and height in pixels. Default: the base model's own size."
-        ),
-    ] = None,
+    size: Size = None,
     at_once: AtOnce = FvdRequest.at_once,
     device: Device = FvdRequest.device,
     dtype: ComputeDtype = Dtype[FvdRequest.dtype],

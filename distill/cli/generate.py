@@ -16,10 +16,12 @@ from .options import (
     Device,
     Dtype,
     Frames,
+    Height,
     Prediction,
     PredictionType,
     Sampler,
     Tokenizer,
+    Width,
 )
 
 
@@ -59,13 +61,8 @@ def generate(
     ] = ClipRequest.steps,
     seed: Annotated[int, typer.Option(help="Seed, the same for every prompt.")] = ClipRequest.seed,
     frames: Frames = ClipRequest.frames,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Width in pixels. Default: the base model's own size (512 for SD1.5)."),
-    ] = ClipRequest.width,
-    height: Annotated[
-        int | None, typer.Option(help="Height in pixels. Default: the same as --width.")
-    ] = ClipRequest.height,
+    width: Width = ClipRequest.width,
+    height: Height = ClipRequest.height,
     cfg: Annotated[
         float | None,
         typer.Option(

@@ -64,6 +64,20 @@ Prediction = Annotated[
     typer.Option(help="What the base model predicts. auto: read it from the base model's config."),
 ]
 Frames = Annotated[int, typer.Option(help="Number of frames in each clip.")]
+Width = Annotated[
+    int | None,
+    typer.Option(help="Width in pixels. Default: the base model's own size (512 for SD1.5)."),
+]
+Height = Annotated[int | None, typer.Option(help="Height in pixels. Default: the same as --width.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH", help="Width and height in pixels. Default: the base model's own size."
+    ),
+]
+ShardsFolder = Annotated[
+    Path, typer.Option(help="Folder of the shards; run again with the same folder to resume.")
+]
 FlipClips = Annotated[bool, typer.Option(help="Also store the latents of the mirrored clips.")]
 AtOnce = Annotated[int, typer.Option(help="Number of clips that are sampled together.")]
 Teacher = Annotated[str, typer.Option(metavar="FILE|miniature", help="Undistilled motion module.")]

@@ -7,7 +7,17 @@ from typing import Annotated
 import typer
 
 from ..train_motion.request import MotionRequest
-from .options import Configs, Device, Frames, Prediction, PredictionType, SaveDtype, Tokenizer
+from .options import (
+    Configs,
+    Device,
+    Frames,
+    Height,
+    Prediction,
+    PredictionType,
+    SaveDtype,
+    Tokenizer,
+    Width,
+)
 
 
 class Arithmetic(str, Enum):
@@ -42,13 +52,8 @@ def train_motion(
     fps: Annotated[
         float, typer.Option(help="Frames per second that videos are resampled to.")
     ] = MotionRequest.fps,
-    width: Annotated[
-        int | None,
-        typer.Option(help="Width in pixels. Default: the base model's own size (512 for SD1.5)."),
-    ] = MotionRequest.width,
-    height: Annotated[
-        int | None, typer.Option(help="Height in pixels. Default: the same as --width.")
-    ] = MotionRequest.height,
+    width: Width = MotionRequest.width,
+    height: Height = MotionRequest.height,
     iterations: Annotated[int, typer.Option(help="Optimiser steps.")] = MotionRequest.iterations,
     batch: Annotated[
         int, typer.Option(help="Clips in each step, on all processes together.")
