@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..engine import distributed
 from ..engine.average import copy_average, start_average, update_average
@@ -39,7 +39,8 @@ class PhaseTrainer:
         if networks.plain_discriminator is not None:
             rate = phase.rate_of_discriminator
             self.discriminator_optimizer = _adam(networks.plain_discriminator, rate, stage, phase)
-        self.average = start_average(self._student_weights()) if stage.ema else {}
+        self._weights = dict(networks.plain_student.motion_module.named_parameters())
+        self.average = start_average(self._weights) if stage.ema else {}
         self.saturated_iterations = 0
 
     def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
@@ -65,14 +66,14 @@ class PhaseTrainer:
             figures["loss_g"] = figures.pop("loss")
             rate = phase.learning_rate * _warm_up(stage, update)
             figures["norm_g"] = self._optimize(self.optimizer, iteration, rate)
-            update_average(self.average, self._student_weights(), stage.ema, update)
+            update_average(self.average, self._weights, stage.ema, update)
         figures = self._averaged_over_processes(figures)
         self._count_saturation(figures)
         return figures
 
     def use_average(self) -> None:
         """Give the student the averaged weights, which are what it has learned by one loss."""
-        copy_average(self.average, self._student_weights())
+        copy_average(self.average, self._weights)
 
     def state_dict(self) -> dict:
         """Return everything that a checkpoint must hold."""
@@ -140,9 +141,6 @@ class PhaseTrainer:
             return
         right = min(figures.get("d_on_teacher", 0.0), figures.get("d_on_student", 0.0))
         self.saturated_iterations = self.saturated_iterations + 1 if right > _ALL_RIGHT else 0
-
-    def _student_weights(self) -> dict[str, Tensor]:
-        return dict(self.networks.plain_student.motion_module.named_parameters())
 
     @property
     def _device(self) -> torch.device:

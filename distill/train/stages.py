@@ -45,7 +45,7 @@ def run_stages(config: TrainConfig, device: torch.device, resume: bool = True) -
                 for place in training.places():
                     trainer = training.start_phase(place)
                     if trainer is not None:
-                        train_phase(setup, trainer, training.resumed_at(place))
+                        train_phase(setup, trainer, place)
                         training.finish_phase(place, trainer)
             save_student(setup, stage, training.student)
     finally:
@@ -82,16 +82,13 @@ class StageTraining:
         return self.setup.config.stages[self.number]
 
     def places(self) -> list[Place]:
-        """Return where each phase of the stage begins."""
-        return [Place(self.number, phase, 0) for phase in range(len(self.stage.phases))]
-
-    def resumed_at(self, place: Place) -> Place:
-        """Return where the phase goes on: at its newest checkpoint, or at its beginning."""
+        """Return where each phase of the stage goes on: at its newest checkpoint, or at 0."""
         newest = self.setup.folder.newest()
-        return newest if newest is not None and newest.in_phase == place.in_phase else place
+        starts = [Place(self.number, phase, 0) for phase in range(len(self.stage.phases))]
+        return [newest if newest and newest.in_phase == s.in_phase else s for s in starts]
 
     def start_phase(self, place: Place) -> PhaseTrainer | None:
-        """Return a phase's trainer, at its newest checkpoint; None where a later phase has begun.
+        """Return a phase's trainer, at a place in it; None where a later phase has begun.
 
         That phase's checkpoint holds what this one left, but its D' is built on this one's D.
         """
@@ -102,8 +99,8 @@ class StageTraining:
         if newest is not None and newest.in_phase > place.in_phase:
             return None
         trainer = PhaseTrainer(self.networks(place))
-        if newest is not None and newest.in_phase == place.in_phase:
-            trainer.load_state_dict(self.setup.folder.load(newest))
+        if place.count:
+            trainer.load_state_dict(self.setup.folder.load(place))
         return trainer
 
     def networks(self, place: Place) -> Networks:
