@@ -4,7 +4,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from random_checkpoint import WIDTHS, random_like
+from random_checkpoint import SD15, WIDTHS, random_like
 
 
 def controlnet_shapes():
@@ -15,18 +15,11 @@ def controlnet_shapes():
 
     width = {k: v for k, v in WIDTHS["thin"].items() if k != "transformer_depth_output"}
     net = comfy.cldm.cldm.ControlNet(
-        image_size=32,
-        in_channels=4,
         hint_channels=3,
-        model_channels=320,
-        num_heads=8,
-        use_spatial_transformer=True,
-        context_dim=768,
-        transformer_depth_middle=1,
-        legacy=False,
         dtype=torch.float16,
         device="meta",
         operations=comfy.ops.disable_weight_init,
+        **SD15,
         **width,
     )
     return {k: tuple(t.shape) for k, t in net.state_dict().items()}

@@ -9,6 +9,16 @@ import os
 import sys
 from pathlib import Path
 
+SD15 = {  # what UNet and ControlNet of SD1.5 have in common
+    "image_size": 32,
+    "in_channels": 4,
+    "model_channels": 320,
+    "num_heads": 8,
+    "use_spatial_transformer": True,
+    "context_dim": 768,
+    "transformer_depth_middle": 1,
+    "legacy": False,
+}
 WIDTHS = {
     "thin": {
         "channel_mult": [1, 1, 1, 1],
@@ -51,18 +61,11 @@ def checkpoint_shapes(width):
     operations = comfy.ops.disable_weight_init
     with torch.device("meta"):
         unet = UNetModel(
-            image_size=32,
-            in_channels=4,
             out_channels=4,
-            model_channels=320,
-            num_heads=8,
-            use_spatial_transformer=True,
-            context_dim=768,
-            transformer_depth_middle=1,
-            legacy=False,
             dtype=torch.float16,
             device="meta",
             operations=operations,
+            **SD15,
             **WIDTHS[width],
         )
         vae = AutoencoderKL(
