@@ -15,7 +15,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from ...motion_module.checkpoint import atomic_path
+from ...motion_module.files import atomic_path
 
 H264 = "libx264"
 _FALLBACK = "mpeg4"
