@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import files, infer, keys, recognise, refusals
+from . import beside, files, infer, keys, recognise, refusals
 from .config import MotionModuleConfig
 from .files import CheckpointError, atomic_path
 from .module import MotionModule
@@ -86,14 +86,19 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     path = Path(path)
     try:
         tensors, metadata = files.read(path)
-        layout = keys.layout_of(tensors)
-        if layout is None:
-            raise CheckpointError(recognise.refuse_other(tensors))
-        refusal = recognise.refuse_as_motion_module(tensors)
+        tensors = keys.without_prefix(tensors)
+        refusal = recognise.refuse_other(tensors, "motion module", path)
         if refusal:
             raise CheckpointError(refusal)
+        layout = keys.layout_of(tensors)
+        if layout is None:
+            raise CheckpointError(
+                "has its motion modules at unknown places; use a file in one of the released "
+                "layouts"
+            )
         if layout == "diffusers":
             tensors = keys.from_diffusers(tensors)
+        metadata = beside.complete(path, metadata, tensors)
         config = infer.config(tensors, metadata)
         has_positions = any(k.endswith(".pos_encoder.pe") for k in tensors)
         if not has_positions:
@@ -173,5 +178,7 @@ def _steps(path: Path, metadata: Mapping[str, str]) -> int:
                 "save the file again"
             )
         return int(metadata["steps"])
-    released = _RELEASED_STEPS.search(path.name)
+    # what a library named after nothing lies in a folder with a name
+    name = path.absolute().parent.name if beside.has_generic_name(path) else path.name
+    released = _RELEASED_STEPS.search(name)
     return int(released.group(1)) if released else 0

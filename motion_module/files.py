@@ -1,9 +1,12 @@
 """Reads weights files of any origin safely, and writes files that appear whole or not at all."""
 
+import contextlib
 import os
 import pickle
+import re
 import struct
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
@@ -13,6 +16,9 @@ from torch import Tensor
 from . import recognise
 
 EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin")
+_START = 512  # bytes of a file that tell a web page from weights
+_LFS_POINTER = b"version https://git-lfs"
+_WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 # what torch.load(weights_only=True) raised on files cut at every length, in both of its formats
 _DAMAGED_PICKLE = (
     RuntimeError,
@@ -24,6 +30,16 @@ _DAMAGED_PICKLE = (
     TypeError,
     struct.error,
 )
+# what pytorch-lightning saves with weights: its callback's name, and numbers of old and new numpy
+_BESIDE_WEIGHTS = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.dtype",
+    "numpy.dtypes.Float64DType",
+    "_codecs.encode",
+)
+_UNSAFE_GLOBAL = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\w+(?:\.\w+)+)")
 
 
 class CheckpointError(ValueError):
@@ -35,8 +51,8 @@ def read(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors by key, and the metadata, of a .safetensors file or a pickle of tensors.
 
-    Raises CheckpointError for a file that is missing, damaged, holds more than tensors, or none
-    and so is not of that `kind`.
+    What the file is, its content tells and not its extension. Raises CheckpointError for a file
+    that is missing, damaged, holds more than tensors, or none and so is not of that `kind`.
     """
     if path.is_dir():
         raise CheckpointError("is a folder; give the weights file inside it")
@@ -46,11 +62,56 @@ def read(
         raise CheckpointError(
             f"does not have the extension of a weights file; use one of {', '.join(EXTENSIONS)}"
         )
-    if path.suffix.lower() in (".safetensors", ".sft"):
+    check_content(path)
+    if is_safetensors(path):
         content, metadata = _read_safetensors(path)
     else:
-        content, metadata = _read_pickle(path), {}
+        content, metadata = read_pickle(path), {}
     return _unwrap(content, kind), metadata
+
+
+def check_content(path: Path) -> None:
+    """Raise CheckpointError where a file begins as what is saved in the place of weights.
+
+    That is a web page, a server's answer in JSON, the pointer that Git LFS leaves, or nothing.
+    """
+    start = _read_start(path)
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not start:
+        raise CheckpointError("is empty; download it again")
+    if start.startswith(_LFS_POINTER):
+        raise CheckpointError(
+            "is a Git LFS pointer, a note of where the weights are, and not the weights; run "
+            "`git lfs pull` in its folder, or download the file from its page"
+        )
+    if text.startswith(_WEB_PAGES):
+        raise CheckpointError(
+            "is a saved web page and not a weights file; download it with the download button of "
+            "that page"
+        )
+    if text.startswith((b'{"', b"{\n", b"{\r", b"{ ")):
+        raise CheckpointError(
+            "is a text in JSON, such as a server's refusal, and not a weights file; log in to the "
+            "site and download it again"
+        )
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell whether a file is to be read as safetensors: its name says so, or its beginning."""
+    start = _read_start(path)
+    is_pickle = start.startswith((b"PK\x03\x04", b"\x80"))  # torch's two formats
+    named = path.suffix.lower() in (".safetensors", ".sft")
+    return (named and not is_pickle) or start[8:9] == b"{"
+
+
+def _read_start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_START)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot be read ({error.strerror}); check the file's permissions"
+        ) from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
@@ -68,13 +129,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
         ) from error
 
 
-def _read_pickle(path: Path) -> dict[str, object]:
+def read_pickle(path: Path) -> dict[str, object]:
+    """Return the dict in a file of torch.save, without running anything that it holds.
+
+    Raises CheckpointError for one that is damaged or holds more than tensors and plain values.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with _harmless_classes(), path.open("rb") as file:  # torch trusts a name's extension
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        unsafe = _UNSAFE_GLOBAL.search(str(error))
+        if unsafe is None or _ends_with(path, unsafe[1].rpartition(".")[2]):
+            raise CheckpointError(
+                "is damaged, or is not a PyTorch file; download it again"
+            ) from error
         raise CheckpointError(
-            "is damaged or holds more than tensors, and is not opened, for safety; use the "
-            ".safetensors version"
+            f"holds more than tensors ({unsafe[1]}) and is not opened, for safety; "
+            "use the .safetensors version"
         ) from error
     except _DAMAGED_PICKLE as error:
         raise CheckpointError(
@@ -88,17 +159,56 @@ def _read_pickle(path: Path) -> dict[str, object]:
     return content
 
 
-def _unwrap(content: dict, kind: recognise.FileKind) -> dict[str, Tensor]:
+def _ends_with(path: Path, name: str) -> bool:
+    """Tell whether a file was cut within a name, which looks like another name then."""
+    with path.open("rb") as file:
+        file.seek(-min(len(name) + 1, path.stat().st_size), os.SEEK_END)
+        return name.encode() in file.read()
+
+
+@contextlib.contextmanager
+def _harmless_classes() -> Iterator[None]:
+    """Let a pickle name what pytorch-lightning leaves beside the weights, as ComfyUI does.
+
+    For each of them stands a class that does nothing.
+    """
+    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5
+        yield
+        return
+    with torch.serialization.safe_globals([*map(_make_inert, _BESIDE_WEIGHTS)]):
+        yield
+
+
+def _make_inert(name: str) -> type:
+    module, _, own_name = name.rpartition(".")
+    members = {
+        "__module__": module,
+        "__new__": lambda cls, *_arguments: object.__new__(cls),
+        "__setstate__": lambda _self, _state: None,
+    }
+    return type(own_name, (), members)
+
+
+def _unwrap(content: Mapping, kind: recognise.FileKind) -> dict[str, Tensor]:
     """Drop what trainers wrap around the weights: nesting, a config, a "module." prefix."""
     if isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    content = {k.removeprefix("module."): v for k, v in content.items() if isinstance(k, str)}
+    content = {k.removeprefix("module."): v for k, v in _flatten(content)}
     if not content:
         raise CheckpointError("holds no tensors; download it again")
     tensors = {k: t for k, t in content.items() if isinstance(t, Tensor)}
     if not tensors:
         raise CheckpointError(recognise.refuse_other(content, kind))
     return tensors
+
+
+def _flatten(content: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yield what a dict of dicts holds, by its names joined with dots."""
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif isinstance(key, str):
+            yield prefix + key, value
 
 
 class atomic_path:  # noqa: N801 - reads as a verb in `with atomic_path(path) as temporary`

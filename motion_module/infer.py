@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .beside import MAX_FRAMES
 from .config import MotionModuleConfig
 from .files import CheckpointError
 from .temporal import sinusoidal_positions
@@ -22,14 +23,14 @@ def config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Motion
     scope from the metadata, else AnimateDiff's 8, 32 and "frame". Raises CheckpointError.
     """
     try:
-        return replace(_infer_config(tensors), **_config_from_metadata(metadata))
+        return replace(_infer_config(tensors, metadata), **_config_from_metadata(metadata))
     except CheckpointError:
         raise
     except ValueError as error:
         raise CheckpointError(f"cannot be built from its tensors and metadata: {error}") from error
 
 
-def _infer_config(tensors: Mapping[str, Tensor]) -> MotionModuleConfig:
+def _infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> MotionModuleConfig:
     channels: dict[str, dict[int, int]] = {}
     for key, tensor in tensors.items():
         match = _ADDRESS.match(key)
@@ -54,7 +55,7 @@ def _infer_config(tensors: Mapping[str, Tensor]) -> MotionModuleConfig:
         down_blocks=tuple(sides["down_blocks"]),
         mid_block=middle,
         up_blocks=tuple(sides["up_blocks"]),
-        max_frames=next(tables, POSITIONS_WHERE_FILE_HAS_NONE),
+        max_frames=next(tables, None) or _positions_from_metadata(metadata),
         num_heads=1,  # heads and groups are no matter of tensors: metadata or defaults follow
         norm_groups=1,
     )
@@ -69,18 +70,25 @@ def _block_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[in
     return tuple(channels_by_index[j] for j in sorted(channels_by_index))
 
 
+def _positions_from_metadata(metadata: Mapping[str, str]) -> int:
+    return _whole_number(metadata, MAX_FRAMES, POSITIONS_WHERE_FILE_HAS_NONE)
+
+
 def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     default = MotionModuleConfig()
     options: dict[str, Any] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
     for name in ("num_heads", "norm_groups"):
-        text = metadata.get(name, str(getattr(default, name)))
-        if not text.isdecimal():
-            raise CheckpointError(
-                f"has {name}={text!r} in its metadata, which is not a whole number; save the file "
-                "again"
-            )
-        options[name] = int(text)
+        options[name] = _whole_number(metadata, name, getattr(default, name))
     return options
+
+
+def _whole_number(metadata: Mapping[str, str], name: str, default: int) -> int:
+    text = metadata.get(name, str(default))
+    if not text.isdecimal():
+        raise CheckpointError(
+            f"has {name}={text!r} in its metadata, which is not a whole number; save the file again"
+        )
+    return int(text)
 
 
 def computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:

@@ -5,11 +5,13 @@ MotionAdapter: no `.temporal_transformer`, renamed attentions and norms, one pos
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .files import CheckpointError
 
 Layout = Literal["comfyui", "diffusers"]
 
@@ -21,7 +23,31 @@ _RENAMES = [  # (ours, diffusers), applied to what follows `transformer_blocks.0
     ("norms.1.", "norm2."),
     ("ff_norm.", "norm3."),
 ]
-_MODULE_PREFIX = re.compile(r"^((?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.\d+\.")
+_ADDRESS = r"(?:(?:down_blocks|up_blocks)\.\d+|mid_block)\.motion_modules\.\d+\."
+_MODULE_PREFIX = re.compile(f"^{_ADDRESS}")
+_TRAINERS_PREFIX = re.compile(rf"^((?:\w+\.)*?){_ADDRESS}")
+
+
+def prefixes(keys: Iterable[str]) -> set[str]:
+    """Return what stands before the addresses of motion modules, such as "unet."."""
+    matches = (_TRAINERS_PREFIX.match(key) for key in keys)
+    return {match[1] for match in matches if match}
+
+
+def without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take off what trainers write before the addresses of motion modules, from every key.
+
+    Raises CheckpointError where there are several such prefixes, and so several modules.
+    """
+    ours = prefixes(tensors)
+    if len(ours) > 1:
+        names = " and ".join(repr(prefix) for prefix in sorted(ours)[:2])
+        raise CheckpointError(
+            f"holds several motion modules, with keys that begin with {names}; save one of them "
+            "by itself"
+        )
+    prefix = ours.pop() if ours else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
 def layout_of(keys: Mapping[str, object]) -> Layout | None:

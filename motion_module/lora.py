@@ -1,34 +1,42 @@
-"""Motion LoRAs: low-rank changes of a motion module, W + strength * up @ down, without an alpha.
+"""Motion LoRAs: low-rank changes of a motion module, W + strength * scale * up @ down.
 
-AnimateDiff (arXiv 2307.04725) section 4.3, MotionLoRA. Key styles: the original files'
-(`processor.to_q_lora.down`), and diffusers' old and new ones (`unet.` in front; `lora_A`).
+AnimateDiff (arXiv 2307.04725) section 4.3, MotionLoRA; scale is alpha / rank, see lora_scale.py.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import files, keys, recognise, refusals
+from . import beside, files, lora_keys, lora_scale, recognise, refusals
 from .config import MotionModuleConfig
 from .files import CheckpointError
 from .module import MotionModule
 
-Pair = tuple[Tensor, Tensor]  # up (out, rank), down (rank, in)
-_HALF = re.compile(r"^(?:unet\.)?(.+?)(?:_lora\.|\.lora\.|\.lora_)(down|up|A|B)\.weight$")
-_NAMES = {"A": "down", "B": "up"}
+
+class LowRank(NamedTuple):
+    """What a LoRA adds to a weight: scale * up @ down, of (out, rank) and (rank, in)."""
+
+    up: Tensor
+    down: Tensor
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class MotionLora:
-    """A validated motion LoRA file: the (up, down) pair of each weight, keyed like MotionModule."""
+    """A validated motion LoRA file.
+
+    pairs: what changes each weight, keyed like MotionModule; for_image_model: how many layers of
+    the image model or its text encoder the file changes, too, which are not used here.
+    """
 
     path: Path
-    pairs: dict[str, Pair] = field(repr=False)
+    pairs: dict[str, LowRank] = field(repr=False)
+    for_image_model: int = 0
 
     def beyond(self, config: MotionModuleConfig) -> list[str]:
         """Return the weights that only a motion module with a mid block has, if this one lacks it.
@@ -46,20 +54,22 @@ def load(path: str | os.PathLike) -> MotionLora:
     """
     path = Path(path)
     try:
-        tensors, _ = files.read(path, "motion LoRA")
-        refusal = recognise.refuse_as_lora(tensors)
+        tensors, metadata = files.read(path, "motion LoRA")
+        refusal = recognise.refuse_other(tensors, "motion LoRA", path)
         if refusal:
             raise CheckpointError(refusal)
-        pairs = _pair_halves(tensors)
+        layers = _sort_into_layers(tensors)
+        config = lora_scale.read_adapter_config(metadata, beside.read_adapter_config(path))
+        pairs = {weight: layer.low_rank(config) for weight, layer in layers.motion.items()}
         _validate(pairs)
         refusals.check_finite(tensors)
     except CheckpointError as error:
         raise refusals.named(path, error) from error
-    return MotionLora(path, pairs)
+    return MotionLora(path, pairs, len(layers.image))
 
 
-def weight_patches(lora: MotionLora, config: MotionModuleConfig) -> dict[str, Pair]:
-    """Return the (up, down) pairs that change a motion module of `config`, by the weight's key.
+def weight_patches(lora: MotionLora, config: MotionModuleConfig) -> dict[str, LowRank]:
+    """Return what changes a motion module of `config`, by the weight's key.
 
     Pairs of a mid block that the module lacks are left out. Raises CheckpointError where the LoRA
     is for a module of another shape.
@@ -72,7 +82,7 @@ def weight_patches(lora: MotionLora, config: MotionModuleConfig) -> dict[str, Pa
     unknown = [k for k in pairs if k not in weights]
     wrong_shape = [
         f"{k} of {up.shape[0]} x {down.shape[1]} instead of {weights[k][0]} x {weights[k][1]}"
-        for k, (up, down) in pairs.items()
+        for k, (up, down, _) in pairs.items()
         if k in weights and (up.shape[0], down.shape[1]) != weights[k]
     ]
     advice = "use a motion LoRA made for this kind of motion module"
@@ -110,12 +120,12 @@ class Merged:
 
 
 def merge(module: MotionModule, loras: Sequence[tuple[MotionLora, float]]) -> Merged:
-    """Add strength * up @ down of every (lora, strength) to the weights in place.
+    """Add strength * scale * up @ down of every (lora, strength) to the weights in place.
 
     Summed in float32 and rounded to the weights' own dtype once, as ComfyUI does. Raises
     CheckpointError where a LoRA does not fit the module, before any weight changes.
     """
-    changes: dict[str, list[tuple[Pair, float]]] = {}
+    changes: dict[str, list[tuple[LowRank, float]]] = {}
     for lora, strength in loras:
         for key, pair in weight_patches(lora, module.config).items():
             changes.setdefault(key, []).append((pair, strength))
@@ -126,51 +136,79 @@ def merge(module: MotionModule, loras: Sequence[tuple[MotionLora, float]]) -> Me
     return Merged(module, originals, merged)
 
 
-def _add_terms(weight: Tensor, terms: Sequence[tuple[Pair, float]]) -> Tensor:
+def _add_terms(weight: Tensor, terms: Sequence[tuple[LowRank, float]]) -> Tensor:
     total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-    for (up, down), strength in terms:
-        total += strength * (up.to(total) @ down.to(total))
+    for (up, down, scale), strength in terms:
+        total += strength * scale * (up.to(total) @ down.to(total))
     return total.to(weight.dtype)
 
 
-def _pair_halves(tensors: Mapping[str, Tensor]) -> dict[str, Pair]:
-    halves: dict[str, dict[str, Tensor]] = {"up": {}, "down": {}}
+@dataclass
+class _Layer:
+    """The tensors of a LoRA for one weight, as they come in a file."""
+
+    name: str  # as the trainer calls it
+    tensors: dict[lora_keys.Role, Tensor] = field(default_factory=dict)
+    alpha: float | None = None
+
+    def low_rank(self, config: lora_scale.AdapterConfig) -> LowRank:
+        up, down = self.tensors["up"], self.tensors["down"]
+        rank = len(down) if down.ndim else 1
+        scale = config.scale(self.name, rank) if self.alpha is None else self.alpha / rank
+        return LowRank(up, down, scale)
+
+
+@dataclass
+class _Layers:
+    """Layers of a motion module by the key of their weight, and names of an image model's."""
+
+    motion: dict[str, _Layer] = field(default_factory=dict)
+    image: set[str] = field(default_factory=set)
+
+
+def _sort_into_layers(tensors: Mapping[str, Tensor]) -> _Layers:
+    layers = _Layers()
     unknown, duplicates = [], []
     for key, tensor in tensors.items():
-        match = _HALF.match(key)
-        if match is None or "motion_modules." not in key:
+        part = lora_keys.parse(key)
+        method = lora_keys.other_method(key)
+        if method is not None:
+            raise CheckpointError(
+                f"has {key}, so it changes weights by {method}, which is not supported; use a "
+                "plain LoRA"
+            )
+        if part is None:
             unknown.append(key)
-            continue
-        half = halves[_NAMES.get(match.group(2), match.group(2))]
-        target = _weight_key(match.group(1))
-        if target in half:
-            duplicates.append(key)
-        half[target] = tensor
-    up, down = halves["up"], halves["down"]
-    missing = [f"the up half of {k}" for k in down if k not in up]
-    missing += [f"the down half of {k}" for k in up if k not in down]
+        elif part.weight is None:
+            layers.image.add(part.layer)
+        else:
+            layer = layers.motion.setdefault(part.weight, _Layer(part.layer))
+            if part.role in layer.tensors:
+                duplicates.append(key)
+            layer.tensors[part.role] = tensor
+            if part.role == "alpha":
+                layer.alpha = lora_scale.read_alpha(key, tensor)
+    missing = [
+        f"the {half} half of {weight}"
+        for weight, layer in layers.motion.items()
+        for half in ("up", "down")
+        if half not in layer.tensors
+    ]
     refusals.refuse(
-        ("has unknown", unknown, "use a motion LoRA with AnimateDiff's or diffusers' key names"),
+        ("has unknown", unknown, "use a motion LoRA with the key names of a known trainer"),
         ("changes a weight twice, the second time by", duplicates, "download it again"),
         ("lacks", missing, "the file is incomplete, download it again"),
     )
-    return {k: (up[k], down[k]) for k in down}
+    return layers
 
 
-def _weight_key(layer: str) -> str:
-    """Return the motion module's key of the weight that a layer of the LoRA changes."""
-    key = layer.replace(".processor.", ".") + (".0" if layer.endswith(".to_out") else "")
-    key += ".weight"
-    return key if ".temporal_transformer." in key else keys.from_diffusers_key(key)
-
-
-def _validate(pairs: Mapping[str, Pair]) -> None:
-    halves = {f"{k} (up)": up for k, (up, _) in pairs.items()}
-    halves |= {f"{k} (down)": down for k, (_, down) in pairs.items()}
+def _validate(pairs: Mapping[str, LowRank]) -> None:
+    halves = {f"{k} (up)": pair.up for k, pair in pairs.items()}
+    halves |= {f"{k} (down)": pair.down for k, pair in pairs.items()}
     not_matrices = [f"{k} of shape {tuple(t.shape)}" for k, t in halves.items() if t.ndim != 2]
     ranks = [
         f"{k} of rank {up.shape[1]} up but {down.shape[0]} down"
-        for k, (up, down) in pairs.items()
+        for k, (up, down, _) in pairs.items()
         if up.ndim == down.ndim == 2 and up.shape[1] != down.shape[0]
     ]
     refusals.refuse(

@@ -37,6 +37,14 @@ def lora_beyond(name: str, left_out: int, used: int) -> str:
     )
 
 
+def lora_for_image_model(name: str, layers: int) -> str:
+    """Return the warning for a motion LoRA whose file also changes the image model."""
+    return (
+        f"{name} also changes {layers} layer{'s' * (layers > 1)} of the image model, which this "
+        "node leaves as they are; load the same file with Load LoRA, too, to change them."
+    )
+
+
 def check_latent(shape: Sequence[int], max_frames: int | None) -> None:
     """Raise ValueError unless `shape` is (frames <= max_frames, channels, height, width)."""
     if len(shape) != 4:

@@ -363,10 +363,10 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     ),
     "empty file": (
         raw("m.safetensors", b""),
-        "is truncated, or is not a safetensors file (header too sm",
+        "is empty; download it again",
     ),
     "text file": (
-        raw("m.safetensors", b"<!DOCTYPE html><title>404</title>"),
+        raw("m.safetensors", b"These are not the weights."),
         "is truncated, or is not a safetensors file (header too large); download it again",
     ),
     "folder": (folder_named_like_a_file, "is a folder; give the weights file inside it"),
@@ -382,17 +382,17 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     "cut pickle": (truncated_pickle, "is truncated, or is not a PyTorch file; download it again"),
     "empty pickle": (
         raw("m.ckpt", b""),
-        "is truncated, or is not a PyTorch file; download it again",
+        "is empty; download it again",
     ),
     "one byte": (raw("m.pt", b"\x80"), "is truncated, or is not a PyTorch file; download it again"),
     "foreign zip": (foreign_zip, "is truncated, or is not a PyTorch file; download it again"),
     "text named pickle": (
-        raw("m.ckpt", b"version https://git-lfs"),
-        "is damaged or holds more than tensors, and is not op",
+        raw("m.ckpt", b"These are not the weights."),
+        "is damaged, or is not a PyTorch file; download it again",
     ),
     "pickle with an object": (
         pickled({"state_dict": {}, "config": Fraction(1, 2)}),
-        "is not opened, for safety; use the .safetensors version",
+        "holds more than tensors (fractions.Fraction) and is not opened, for safety; use the .saf",
     ),
     "pickled list": (pickled([torch.zeros(1)]), "holds a list in place of a state dict; use"),
     "pickled tensor": (pickled(torch.zeros(1)), "holds a Tensor in place of a state dict; use"),
@@ -448,21 +448,27 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     ),
     # other families
     "v1": (v1, "is an AnimateDiff v1 motion module (24 positions, no mid block)"),
-    "SDXL": (sdxl, "is an AnimateDiff-SDXL motion module, which needs an SDXL base; use an SD1.5"),
+    "SDXL": (
+        sdxl,
+        "is an AnimateDiff-SDXL motion module; it needs an SDXL base model, so use an SD1.5",
+    ),
     "HotShot-XL": (
         foreign(
             "down_blocks.0.temporal_attentions.0.transformer_blocks.0.attention_blocks.0."
             "pos_encoder.positional_encoding"
         ),
-        "is a HotShot-XL motion module, which needs an SDXL base; use an SD1.5",
+        "is a HotShot-XL motion module; it needs an SDXL base model, so use an SD1.5 motion module",
     ),
     "PIA": (with_extra("conv_in.weight"), "is a PIA motion module, which replaces the base model"),
-    "motion LoRA": (foreign(MOTION_LORA), "is a motion LoRA, not a motion module; put it into the"),
+    "motion LoRA": (
+        foreign(MOTION_LORA),
+        "is a motion LoRA, not a motion module; put it into models/animatediff_motion_lora",
+    ),
     "diffusers motion LoRA": (
         foreign(
             "unet.down_blocks.0.motion_modules.0.transformer_blocks.0.attn1.to_q.lora_A.weight"
         ),
-        "is a motion LoRA, not a motion module; put it into the animatediff_motion_lora folder",
+        "is a motion LoRA, not a motion module; put it into models/animatediff_motion_lora",
     ),
     "whole video UNet": (
         with_extra("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"),
@@ -471,26 +477,26 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     # other models
     "SD checkpoint": (
         foreign(LDM, "cond_stage_model.transformer.x", "first_stage_model.encoder.x"),
-        "is a Stable Diffusion checkpoint, not a motion module; use it as the base model",
+        "is a Stable Diffusion checkpoint, not a motion module; put it into models/checkpoints and",
     ),
     "SDXL checkpoint": (foreign(LDM, "conditioner.embedders.0.x"), "is an SDXL checkpoint, not a "),
     "kohya LoRA": (
         foreign("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight"),
-        "is a LoRA for the image model, not a motion module; load it with Load LoRA",
+        "is a LoRA for the image model, not a motion module; put it into models/loras and load it",
     ),
     "diffusers LoRA": (
         foreign(f"unet.{UNET[:-7]}.lora_A.weight"),
-        "is a LoRA for the image model, not a motion module; load it with Load LoRA",
+        "is a LoRA for the image model, not a motion module; put it into models/loras and load it",
     ),
     "VAE": (foreign("encoder.conv_in.weight", "decoder.mid.block_1.conv1.weight"), "is a VAE, not"),
     "diffusers VAE": (
         foreign("encoder.conv_in.weight", "encoder.mid_block.resnets.0.conv1.weight"),
-        "is a VAE, not a motion module; load it with Load VAE",
+        "is a VAE, not a motion module; put it into models/vae and load it with Load VAE",
     ),
     "ControlNet": (foreign("control_model.input_blocks.0.0.weight"), "is a ControlNet, not a mot"),
     "diffusers ControlNet": (
         foreign(UNET, "conv_in.weight", "controlnet_cond_embedding.conv_in.weight"),
-        "is a ControlNet, not a motion module; load it with Load ControlNet Model",
+        "is a ControlNet, not a motion module; put it into models/controlnet and load it with Load",
     ),
     "CLIP": (foreign("text_model.encoder.layers.0.mlp.fc1.weight"), "is a CLIP model, not a moti"),
     "IP-Adapter": (foreign("image_proj.proj.weight"), "is an IP-Adapter, not a motion module"),
@@ -498,7 +504,7 @@ BROKEN: dict[str, tuple[Maker, str]] = {
     "textual inversion": (foreign("emb_params"), "is a textual inversion embedding, not a motion"),
     "pickled textual inversion": (
         pickled({"string_to_param": {"*": torch.zeros(1, 768)}, "name": "x"}),
-        "is a textual inversion embedding, not a motion module; put it into the embeddings folder",
+        "is a textual inversion embedding, not a motion module; put it into models/embeddings",
     ),
     "diffusers UNet": (foreign(UNET, "conv_in.weight"), "is an image UNet without motion, not a m"),
     "LDM UNet": (foreign("input_blocks.0.0.weight"), "is an image UNet without motion, not a moti"),
@@ -521,9 +527,8 @@ def test_a_broken_or_foreign_file_is_refused_in_one_sentence(tmp_path, good, kin
     # one sentence: a full stop ends it, and those within stand in names and numbers only
     assert not re.search(r"[.!?]\s", message)
     # what to do about it
-    assert re.search(
-        r"; (download|use|get|give|check|load|put|save|set|export|the file is)| must be ", message
-    )
+    advice = "download|use|get|give|check|load|put|save|set|export|run|log|it needs|the file is"
+    assert re.search(f"; ({advice})| must be ", message)
 
 
 def test_good_tensors_are_good(tmp_path, good):
@@ -539,7 +544,7 @@ def test_a_pickle_cut_anywhere_is_refused_in_one_sentence(tmp_path, good, zipped
     # the last bytes are an archive's comment or padding, which nothing misses
     for end in range(0, len(content) - 200, 1 + len(content) // 150):
         path.write_bytes(content[:end])
-        with pytest.raises(CheckpointError, match=r"^m\.ckpt is (truncated|damaged or holds more)"):
+        with pytest.raises(CheckpointError, match=r"^m\.ckpt is (empty|truncated|damaged)"):
             load(path)
 
 
@@ -553,7 +558,7 @@ def test_a_sum_that_overflows_is_no_infinite_value(tmp_path, good):
 
 def test_the_reasons_for_a_refusal_reach_the_log(tmp_path):
     path = tmp_path / "m.safetensors"
-    path.write_bytes(b"")
+    path.write_bytes(b"short")
     with pytest.raises(CheckpointError) as raised:
         load(path)
     assert isinstance(raised.value.__cause__.__cause__, safetensors.SafetensorError)

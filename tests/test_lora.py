@@ -202,7 +202,9 @@ def test_key_styles_are_one_lora(tmp_path, config, style):
     found = lora.load(saved(tmp_path, STYLES[style](tensors), "other.safetensors")).pairs
     assert found.keys() == expected.keys()
     for key, pair in expected.items():
-        assert all(torch.equal(a, b) for a, b in zip(found[key], pair, strict=True)), key
+        assert torch.equal(found[key].up, pair.up), key
+        assert torch.equal(found[key].down, pair.down), key
+        assert found[key].scale == pair.scale == 1
 
 
 def test_names_of_peft_and_diffusers_are_as_written_in_the_wild():
@@ -260,12 +262,12 @@ def test_full_size_rank_64(tmp_path):
     patches = lora.weight_patches(found, config)
     seconds = time.perf_counter() - start
     assert len(patches) == 21 * 8
-    assert {up.shape[1] for up, _ in patches.values()} == {64}
+    assert {pair.up.shape[1] for pair in patches.values()} == {64}
     print(f"{path.stat().st_size:,} bytes in {seconds:.2f} s")
     assert seconds < 5
     with torch.device("meta"):
         shapes = {k: p.shape for k, p in MotionModule(config).named_parameters()}
-    assert all(shapes[k] == (len(up), down.shape[1]) for k, (up, down) in patches.items())
+    assert all(shapes[k] == (len(p.up), p.down.shape[1]) for k, p in patches.items())
 
 
 # ---- refusals ----------------------------------------------------------------------------------
@@ -303,13 +305,29 @@ BAD_TENSORS = {
         with_tensor(ORIGINAL, torch.zeros(4, 32, dtype=torch.int8)),
         f"has {QUERY} (down) as torch.int8; save it as float16",
     ),
-    "alpha": (
-        with_tensor(ORIGINAL.replace("down.weight", "alpha"), torch.tensor(4.0)),
-        "to_q_lora.alpha; use a motion LoRA with AnimateDiff's or diffusers' key names",
+    "alphas in a row": (
+        with_tensor(ORIGINAL.replace("down.weight", "alpha"), torch.ones(2)),
+        "to_q_lora.alpha of shape (2,); download it again",
     ),
-    "image LoRA inside": (
-        with_tensor("lora_unet_x.lora_down.weight", torch.zeros(1)),
-        "has unknown lora_unet_x.lora_down.weight; use a motion LoRA with",
+    "alpha NaN": (
+        with_tensor(ORIGINAL.replace("down.weight", "alpha"), torch.tensor(torch.nan)),
+        "to_q_lora.alpha = nan, from which its strength cannot be read; save the LoRA again",
+    ),
+    "another tensor": (
+        with_tensor("weights.0", torch.zeros(1)),
+        "has unknown weights.0; use a motion LoRA with the key names of a known trainer",
+    ),
+    "DoRA": (
+        with_tensor(ORIGINAL.replace("_lora.down.weight", ".lora_magnitude_vector"), torch.ones(4)),
+        "to_q.lora_magnitude_vector, so it changes weights by DoRA, which is not supported; use a",
+    ),
+    "LoHa": (
+        with_tensor(ORIGINAL.replace("_lora.down.weight", ".hada_w1_a"), torch.ones(4, 4)),
+        "to_q.hada_w1_a, so it changes weights by LoHa, which is not supported; use a plain LoRA",
+    ),
+    "biases": (
+        with_tensor(ORIGINAL.replace("_lora.down.weight", ".lora_B.bias"), torch.ones(4)),
+        "to_q.lora_B.bias, so it changes weights by biases, which is not supported; use a plain",
     ),
     "one weight twice": (
         with_tensor(f"unet.{ORIGINAL}", torch.zeros(4, 32)),
@@ -339,15 +357,24 @@ FOREIGN = {
     "image LoRA": ("lora_unet_x.lora_down.weight", "a LoRA for the image model, not a motion LoRA"),
     "diffusers image LoRA": (
         "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.down.weight",
-        "is a LoRA for the image model, not a motion LoRA; load it with Load LoRA",
+        "is a LoRA for the image model, not a motion LoRA; put it into models/loras",
     ),
-    "motion module": (QUERY, "is a motion module, not a motion LoRA; put it into the animatediff_"),
+    "motion module": (
+        QUERY,
+        "is a motion module, not a motion LoRA; put it into models/animatediff_",
+    ),
     "SD checkpoint": (
-        "model.diffusion_model.input_blocks.0.0.weight",
-        "is a Stable Diffusion checkpoint, not a motion LoRA; use it as the base model",
+        "cond_stage_model.transformer.x",
+        "is a Stable Diffusion checkpoint, not a motion LoRA; put it into models/",
     ),
-    "VAE": ("first_stage_model.x", "is a VAE, not a motion LoRA; load it with Load VAE"),
-    "ControlNet": ("control_model.x", "is a ControlNet, not a motion LoRA; load it with Load"),
+    "VAE": (
+        "first_stage_model.x",
+        "is a VAE, not a motion LoRA; put it into models/vae and load it with Load VAE",
+    ),
+    "ControlNet": (
+        "control_model.x",
+        "is a ControlNet, not a motion LoRA; put it into models/controlnet and load",
+    ),
     "unknown": ("weights.0", "is not a motion LoRA, and its kind is unknown; use one for A"),
 }
 
@@ -386,7 +413,7 @@ def test_unreadable_files_are_refused_in_one_sentence(tmp_path, config):
     torch.save({"string_to_param": {"*": torch.zeros(1)}}, tmp_path / "embedding.pt")
     for name, phrase in (
         ("cut.safetensors", "is truncated, or is not a safetensors file"),
-        ("empty.ckpt", "is truncated, or is not a PyTorch file; download it again"),
+        ("empty.ckpt", "is empty; download it again"),
         ("notes.txt", "does not have the extension of a weights file; use one of"),
         ("gone.ckpt", "was not found in"),
         ("embedding.pt", "is a textual inversion embedding, not a motion LoRA; put it into"),

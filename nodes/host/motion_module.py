@@ -7,6 +7,7 @@ from pathlib import Path
 import comfy.lora
 import comfy.model_patcher
 import comfy.ops
+import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...motion_module import checkpoint
@@ -104,7 +105,10 @@ def add_motion_lora(
     config = motion_module.file.config
     pairs = motion_lora.weight_patches(lora, config)
     beyond = lora.beyond(config)
-    show_on_node(checks.lora_beyond(name, len(beyond), len(pairs)) if beyond else None)
+    show_on_node(
+        checks.lora_beyond(name, len(beyond), len(pairs)) if beyond else None,
+        checks.lora_for_image_model(name, lora.for_image_model) if lora.for_image_model else None,
+    )
     if strength == 0:
         return motion_module
     patches = _make_host_patches(pairs)
@@ -128,8 +132,14 @@ def _reload_weights(
     return _build_patcher(checkpoint.load(path), placement)
 
 
-def _make_host_patches(pairs: dict[str, motion_lora.Pair]) -> dict[str, object]:
-    """Return (up, down) pairs as the host's own LoRA patches, low-rank in memory."""
-    tensors = {f"{k}.lora_up.weight": up for k, (up, _) in pairs.items()}
-    tensors |= {f"{k}.lora_down.weight": down for k, (_, down) in pairs.items()}
+def _make_host_patches(pairs: dict[str, motion_lora.LowRank]) -> dict[str, object]:
+    """Return the changes of a motion LoRA as the host's own patches, low-rank in memory."""
+    tensors = {f"{k}.lora_up.weight": pair.up for k, pair in pairs.items()}
+    tensors |= {f"{k}.lora_down.weight": pair.down for k, pair in pairs.items()}
+    # the host divides it by the rank again
+    tensors |= {
+        f"{k}.alpha": torch.tensor(pair.scale * len(pair.down), dtype=torch.float64)
+        for k, pair in pairs.items()
+        if pair.scale != 1
+    }
     return comfy.lora.load_lora(tensors, {k: k for k in pairs})
