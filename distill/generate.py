@@ -96,6 +96,14 @@ def _load_loras(
                 left_out,
                 len(used),
             )
+        if motion_lora.for_image_model:
+            logger.warning(
+                "%s also changes %d layers of the image model, which is not done here; only its "
+                "%d weights for the motion module are used.",
+                motion_lora.path.name,
+                motion_lora.for_image_model,
+                len(used),
+            )
     return loras
 
 

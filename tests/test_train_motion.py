@@ -3,6 +3,7 @@
 The base model is the miniature's untrained one; clips are its true ones, in lossless files.
 """
 
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from animatediff_lightning.distill.miniature import models, render, styles, worl
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.train_motion import clips as clip_source
 from animatediff_lightning.distill.train_motion import lora as motion_lora_training
+from animatediff_lightning.distill.train_motion import results
 from animatediff_lightning.distill.train_motion import run as train_motion
 from animatediff_lightning.distill.train_motion.clips import Clip
 from animatediff_lightning.distill.train_motion.loss import encode_clip, motion_loss
@@ -161,10 +163,12 @@ def test_frames_are_encoded_as_the_base_wants_them_and_from_the_seed(files):
 # ---- a motion LoRA
 
 
-def test_a_lora_file_merged_is_what_was_trained(files, request_for):
+@pytest.mark.parametrize("alpha", [None, 12.0])
+def test_a_lora_file_merged_is_what_was_trained(files, request_for, alpha):
     request = request_for(
         motion_module=files / "module.safetensors",
         lora=3,
+        lora_alpha=alpha,
         save_dtype="float32",
         learning_rate=1e-2,
         iterations=6,
@@ -175,10 +179,13 @@ def test_a_lora_file_merged_is_what_was_trained(files, request_for):
     train_motion.train_weights(training)
     trained = predicted(training.base, training.module)
     assert all(torch.equal(t, before[k]) for k, t in training.module.state_dict().items())
-    motion_lora_training.save_lora(training.weights, request.out, torch.float32, {"rank": 3})
+    metadata = results.metadata_of(training)
+    motion_lora_training.save_lora(training.weights, request.out, torch.float32, metadata)
     training.lora.detach()
     assert torch.equal(predicted(training.base, training.module), plain)
-    lora.merge(training.module, [(lora.load(request.out), 1.0)])
+    read = lora.load(request.out)
+    assert {pair.scale for pair in read.pairs.values()} == {1.0 if alpha is None else 4.0}
+    lora.merge(training.module, [(read, 1.0)])
     merged = predicted(training.base, training.module)
     assert (trained - plain).abs().max() > 1e-3
     assert (merged - trained).abs().max() < 1e-5
@@ -252,6 +259,7 @@ def test_the_command_trains_on_a_real_video_and_says_what_it_skipped(files, run,
     with safe_open(tmp_path / "out.safetensors", framework="pt") as file:
         told = file.metadata()
     assert told["rank"] == "2"
+    assert json.loads(told["lora_adapter_metadata"]) == {"unet.r": 2, "unet.lora_alpha": 2}
     assert told["videos"] == "1"
     assert told["base"] == "v_prediction"
     code, _, warned = run(*options, data=data)

@@ -48,6 +48,14 @@ def train_motion(
             "whole module.",
         ),
     ] = MotionRequest.lora,
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="ALPHA",
+            help="Scale of the motion LoRA, which is multiplied by alpha / rank and written with "
+            "it. Default: the rank, so that nothing is scaled.",
+        ),
+    ] = MotionRequest.lora_alpha,
     frames: Frames = MotionRequest.frames,
     fps: Annotated[
         float, typer.Option(help="Frames per second that videos are resampled to.")
@@ -129,6 +137,7 @@ def train_motion(
         out=out,
         motion_module=motion_module,
         lora=lora,
+        lora_alpha=lora_alpha,
         frames=frames,
         fps=fps,
         width=width,

@@ -34,11 +34,14 @@ class AttachedLora:
         self._hooks = []
 
 
-def attach(module: MotionModule, rank: int, generator: torch.Generator) -> AttachedLora:
+def attach(
+    module: MotionModule, rank: int, generator: torch.Generator, alpha: float | None = None
+) -> AttachedLora:
     """Add a fresh motion LoRA to q, k, v and out of every attention; `up` is zero, so nothing
     changes yet.
 
-    Raises ValueError where the rank is none for these channels.
+    What it adds is scaled by alpha / rank; alpha None: the rank. Raises ValueError where the rank
+    is none for these channels.
     """
     narrowest = min(module.config.addresses().values())
     if not 1 <= rank <= narrowest:
@@ -54,7 +57,8 @@ def attach(module: MotionModule, rank: int, generator: torch.Generator) -> Attac
         halves = {"down": down, "up": torch.zeros(layer.out_features, rank)}
         pair = {half: nn.Parameter(w.to(device)) for half, w in halves.items()}
         weights |= {f"{key}.{half}.weight": w for half, w in pair.items()}
-        hooks.append(layer.register_forward_hook(_adding(**pair)))
+        scale = 1.0 if alpha is None else alpha / rank
+        hooks.append(layer.register_forward_hook(_adding(**pair, scale=scale)))
     return AttachedLora(weights, hooks)
 
 
@@ -83,8 +87,8 @@ def _projections(module: MotionModule) -> dict[str, nn.Linear]:
     return projections
 
 
-def _adding(down: Tensor, up: Tensor):
+def _adding(down: Tensor, up: Tensor, scale: float):
     def add(_layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return output + functional.linear(functional.linear(inputs[0], down), up)
+        return output + scale * functional.linear(functional.linear(inputs[0], down), up)
 
     return add

@@ -40,6 +40,7 @@ _RANGES = {
     "save_every": (0, math.inf),
     "workers": (1, 256),
     "lora": (1, 1280),
+    "lora_alpha": (1e-3, 1e4),
 }
 
 
@@ -47,6 +48,7 @@ _RANGES = {
 class MotionRequest(LoadOptions):
     """A training of a motion module, or of a motion LoRA of rank `lora`; holds the defaults.
 
+    lora_alpha: None for the rank; a LoRA is scaled by alpha / rank;
     data: folder or shards; batch: clips a step on all processes together, in `accumulate` parts;
     no_caption: share of clips trained without caption, for guidance; high_noise: see
     draw_timesteps; clip: largest norm of the gradient; save_every: seconds between checkpoints;
@@ -58,6 +60,7 @@ class MotionRequest(LoadOptions):
     out: Path
     motion_module: Path | None = None
     lora: int | None = None
+    lora_alpha: float | None = None
     frames: int = ClipSize.frames
     fps: float = 8.0
     width: int | None = None
@@ -92,6 +95,8 @@ class MotionRequest(LoadOptions):
             raise ValueError(
                 "--lora needs --motion-module; give the motion module that the LoRA is for."
             )
+        if self.lora_alpha is not None and self.lora is None:
+            raise ValueError("--lora-alpha needs --lora; give the rank of the motion LoRA, too.")
         for what, file in (("base model", self.base), ("motion module", self.motion_module)):
             if file is not None and not file.exists():
                 raise ValueError(f"the {what} {file} was not found.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ...motion_module import checkpoint
+from ...motion_module import checkpoint, lora_scale
 from ..data import video_folder
 from ..engine import distributed
 from ..engine.loop import CHECKPOINT
@@ -76,14 +76,15 @@ def _save(training: Training) -> None:
             f"a weight of {biggest:g} does not fit into {request.save_dtype}; run the same "
             "command with --save-dtype float32."
         )
-    metadata = _metadata(training)
+    metadata = metadata_of(training)
     if training.lora is None:
         checkpoint.save(training.module.to(dtype), request.out, metadata=metadata)
     else:
         lora.save_lora(training.weights, request.out, dtype, metadata)
 
 
-def _metadata(training: Training) -> dict[str, object]:
+def metadata_of(training: Training) -> dict[str, object]:
+    """Return what the header of the trained file tells of how it was made."""
     request, shape = training.request, training.shape
     started = request.motion_module.name if request.motion_module else "fresh weights"
     return (
@@ -111,8 +112,19 @@ def _metadata(training: Training) -> dict[str, object]:
                 "seed",
             )
         }
-        | ({"rank": request.lora} if request.lora else {})
+        | _tell_strength(request)
     )
+
+
+def _tell_strength(request: MotionRequest) -> dict[str, object]:
+    """Return what tells rank and alpha of a motion LoRA, nothing for a motion module.
+
+    Not as alpha tensors, which other programs that read motion LoRAs take for weights.
+    """
+    if request.lora is None:
+        return {}
+    alpha = request.lora if request.lora_alpha is None else request.lora_alpha
+    return {"rank": request.lora, **lora_scale.metadata_of(request.lora, alpha)}
 
 
 def _remove_work(training: Training) -> None:

@@ -7,6 +7,7 @@ tests/test_host_in_process.py starts it and turns each line into a test result.
 
 import contextlib
 import gc
+import json
 from pathlib import Path
 
 import host
@@ -138,7 +139,7 @@ def check_weights_are_w_plus_strength_up_down():
     assert len(pairs) == 13 * 8, len(pairs)
     for key, weight in found.items():
         if key in pairs:
-            up, down = pairs[key]
+            up, down, _ = pairs[key]
             assert close(weight, original[key] + STRENGTH * up @ down) < 1e-6, key
         else:
             assert equal(weight, original[key]), key
@@ -148,6 +149,30 @@ def check_the_clip_equals_the_headless_merge():
     with_lora, plain = GRAPH.ours(GRAPH.put(GRAPH.with_lora())), GRAPH.ours()
     assert close(with_lora, GRAPH.ours(headless(("zoom.safetensors", STRENGTH)))) < 1e-6
     assert close(with_lora, plain) > 1e-3
+
+
+def check_alpha_scales_the_lora_here_and_headless():
+    """In the header as PEFT and diffusers write it, and as tensors as kohya does."""
+    import safetensors.torch
+    import torch
+
+    tensors = safetensors.torch.load_file(GRAPH.lora_folder / "zoom.safetensors")
+    rank = next(t.shape[0] for k, t in tensors.items() if k.endswith("down.weight"))
+    alphas = {
+        k.replace("down.weight", "alpha"): torch.tensor(rank / 4)
+        for k in tensors
+        if k.endswith("down.weight")
+    }
+    header = {"lora_adapter_metadata": json.dumps({"unet.r": rank, "unet.lora_alpha": rank / 4})}
+    save = safetensors.torch.save_file
+    save(tensors, GRAPH.lora_folder / "header.safetensors", metadata=header)
+    save(tensors | alphas, GRAPH.lora_folder / "alphas.safetensors")
+    quarter = GRAPH.ours(GRAPH.put(GRAPH.with_lora("zoom.safetensors", STRENGTH / 4)))
+    for name in ("header.safetensors", "alphas.safetensors"):
+        clip = GRAPH.ours(GRAPH.put(GRAPH.with_lora(name, STRENGTH)))
+        assert close(clip, quarter) < 1e-6, (name, close(clip, quarter))
+        assert close(clip, GRAPH.ours(headless((name, STRENGTH)))) < 1e-6, name
+        (GRAPH.lora_folder / name).unlink()  # or a later check would list it
 
 
 def check_two_in_a_chain_equal_their_sum():
