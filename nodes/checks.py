@@ -1,10 +1,10 @@
 """What can go wrong in a graph, each in one sentence that says what to do; knows no host."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from ..samplers import advice, schedule
+from ..samplers import advice, schedule, sigma_origin
 
 SD15_CONTEXT_DIM = 768
 _ON_GRID = 1e-5  # neighbouring training sigmas differ by 1e-3 or more
@@ -70,12 +70,17 @@ def check_window(context_length: int, max_frames: int) -> None:
 
 
 def check_schedule(
-    model_sigmas: torch.Tensor, sigmas: torch.Tensor, base_sigmas: torch.Tensor
-) -> None:
-    """Raise ValueError unless a run's sigmas come from AnimateDiff's schedule.
+    model_sigmas: torch.Tensor,
+    sigmas: torch.Tensor,
+    base_sigmas: torch.Tensor,
+    from_base: Callable[[int], Iterable[torch.Tensor]] = lambda _steps: (),
+) -> str | None:
+    """Return a warning where a run's sigmas start too low and no input of a node can change that.
 
     `model_sigmas` and `base_sigmas` are those of every training timestep, of the MODEL that is
-    sampled and of the one that came into Apply; `sigmas` are the run's own.
+    sampled and of the one that came into Apply; `sigmas` are the run's own; `from_base(steps)`
+    gives what schedulers make of the latter MODEL. Raises ValueError where they come from another
+    schedule than AnimateDiff's and the user can change it.
     """
     trained = _trained_sigmas()
     model_sigmas = _float64(model_sigmas)
@@ -85,15 +90,42 @@ def check_schedule(
             f"a node after Apply Motion Module set {cause}, which the motion module was not "
             "trained with; remove that node or put it before Apply Motion Module."
         )
+    sigmas, base_sigmas = _float64(sigmas), _float64(base_sigmas)
+    first, last = sigmas[:1], base_sigmas[-1:]
     # most schedulers interpolate between the training sigmas, but all start at the largest
-    first = sigmas[:1]
-    starts_low = _on_grid(first, base_sigmas[-1:]) and not _on_grid(first, trained)
-    if starts_low or (_on_grid(sigmas, base_sigmas) and not _on_grid(sigmas, trained)):
+    starts_low = _on_grid(first, last) and not _on_grid(first, trained)
+    if not starts_low and (_on_grid(sigmas, trained) or not _on_grid(sigmas, base_sigmas)):
+        return None
+    examples = from_base(len(sigmas) - 1) if starts_low else ()
+    if sigma_origin.are_from_model(sigmas, base_sigmas, examples):
         raise ValueError(
             "the SIGMAS were made from a MODEL without the motion module and start with too "
             "little noise; connect the scheduler's MODEL input to Apply Motion Module, or use "
             "Lightning Scheduler."
         )
+    if not starts_low:
+        return None
+    begin = (
+        f"the SIGMAS start at a noise level of {first.item():.2f}, but AnimateDiff starts at "
+        f"{trained[-1].item():.2f}"
+    )
+    if sigma_origin.are_between_ends(sigmas):
+        raise ValueError(
+            f"{begin}; set sigma_max of the scheduler to {trained[-1].item():.2f}, or, if it has a "
+            "MODEL input, connect that to Apply Motion Module."
+        )
+    return (
+        f"{begin}, so the clip may lack contrast; use Lightning Scheduler, or a scheduler with a "
+        "MODEL input, to start at the right level."
+    )
+
+
+def refuse_self_attention_guidance() -> None:
+    """Raise ValueError for a guidance that wants to see the whole clip at once."""
+    raise ValueError(
+        "Self-Attention Guidance needs the whole clip in one call of the model; set where of "
+        "Sliding Context to features, or remove the Self-Attention Guidance node."
+    )
 
 
 def check_steps(steps: int, trained_steps: int) -> str | None:

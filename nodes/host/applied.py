@@ -23,7 +23,7 @@ class AppliedMotion:
 
     file: checkpoint.MotionCheckpoint
     scale: float
-    base_sigmas: torch.Tensor  # of the MODEL that came into Apply
+    base_sampling: torch.nn.Module  # the host's model sampling of the MODEL that came into Apply
     sliding: WindowSettings | None = None
     window_length: int | None = None  # frames of a clip in a call; None: all that the call holds
     # Goes with each call of the UNet as the name of an argument. torch.compile guards neither hooks

@@ -13,7 +13,7 @@ from ...motion_module import inject, layout
 from .. import checks
 from .applied import KEY, AppliedMotion, get_applied_motion
 from .execution import show_on_node
-from .model_sampling import get_training_sigmas, make_model_sampling
+from .model_sampling import make_model_sampling
 from .motion_module import LoadedMotionModule
 from .placement import Placement, is_dynamic
 from .run import wrap_apply_model, wrap_diffusion_model, wrap_outer_sample
@@ -40,13 +40,13 @@ def apply_motion_module(
     unet = model.get_model_object("diffusion_model")
     layout.check_fit(motion_module.file.config, layout.sites(unet))
     context_dim = model.model.model_config.unet_config.get("context_dim")
-    zsnr = getattr(model.get_model_object("model_sampling"), "zsnr", False)
+    base_sampling = model.get_model_object("model_sampling")
+    zsnr = getattr(base_sampling, "zsnr", False)
     show_on_node(*checks.base_warnings(context_dim, zsnr))
 
-    base_sigmas = get_training_sigmas(model)
     model = model.clone()
     model.add_object_patch("model_sampling", make_model_sampling(model))
-    applied = AppliedMotion(motion_module.file, scale, base_sigmas, sliding)
+    applied = AppliedMotion(motion_module.file, scale, base_sampling, sliding)
     model.set_attachments(KEY, applied)
     model.set_additional_models(KEY, [motion_module.weights(Placement.beside(model)).clone()])
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _follow_clone)

@@ -1,8 +1,10 @@
 """AnimateDiff's noise schedule as the host's model sampling, and the sigmas of a MODEL."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import comfy.model_sampling
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -47,6 +49,12 @@ def make_model_sampling(model: ModelPatcher) -> torch.nn.Module:
                 super().register_buffer(name, *args, **kwargs)
 
     return ModelSampling(SimpleNamespace(sampling_settings=settings))
+
+
+def make_core_sigmas(model_sampling: torch.nn.Module, steps: int) -> Iterator[torch.Tensor]:
+    """Yield what the host's schedulers make that are neither even in time nor between two ends."""
+    for name in ("beta", "kl_optimal", "linear_quadratic"):
+        yield comfy.samplers.calculate_sigmas(model_sampling, name, steps)
 
 
 def get_training_sigmas(model: ModelPatcher) -> torch.Tensor:

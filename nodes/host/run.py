@@ -4,8 +4,8 @@ from .. import checks
 from . import preview
 from .applied import AppliedMotion
 from .execution import show_on_node
-from .model_sampling import get_training_sigmas
-from .sliding import plan_feature_windows
+from .model_sampling import get_training_sigmas, make_core_sigmas
+from .sliding import check_guidance_in_windows, plan_feature_windows
 
 
 def wrap_outer_sample(applied: AppliedMotion):
@@ -25,10 +25,17 @@ def wrap_outer_sample(applied: AppliedMotion):
         guider = executor.class_obj
         longest = None if applied.sliding is not None else applied.file.config.max_frames
         checks.check_latent(noise.shape, longest)
-        trained = get_training_sigmas(guider.model_patcher)
-        checks.check_schedule(trained, sigmas, applied.base_sigmas)
+        base = applied.base_sampling
+        low_start = checks.check_schedule(
+            get_training_sigmas(guider.model_patcher),
+            sigmas,
+            base.sigmas,
+            lambda steps: make_core_sigmas(base, steps),
+        )
         frames = noise.shape[0]
+        check_guidance_in_windows(guider.model_options, applied.sliding, frames)
         show_on_node(
+            low_start,
             *checks.warnings(frames, _find_strongest_cfg(guider), sigmas, applied.file.steps),
             *checks.text_warnings(_read_prompt_lengths(guider), frames),
         )

@@ -28,6 +28,22 @@ def add_windows(model: ModelPatcher, applied: AppliedMotion, sliding: WindowSett
         )
 
 
+def check_guidance_in_windows(
+    model_options: dict, sliding: WindowSettings | None, num_frames: int
+) -> None:
+    """Raise ValueError where Self-Attention Guidance would meet windows around the model.
+
+    It compares the clip with the attention of the model's last call, which is that of one window.
+    """
+    if sliding is None or sliding.where != "latents":
+        return
+    if num_frames <= sliding.options.context_length:
+        return
+    functions = model_options.get("sampler_post_cfg_function", [])
+    if any(f.__module__.endswith("nodes_sag") for f in functions):
+        checks.refuse_self_attention_guidance()
+
+
 def _fits_in_memory(shape: list[int], model) -> bool:
     # newer hosts also count what their patcher can page out
     own = getattr(model.current_patcher, "get_free_memory", None)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import host
-from checking import Graph, close, compiled, equal, main, outputs, sample_with
+from checking import Graph, close, compiled, equal, main, outputs, refusal, sample_with
 
 GRAPH = Graph()
 FRAMES, CFG = 7, 1.5
@@ -194,6 +194,21 @@ def run_steps(model):
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(host.conditioning(1), host.conditioning(2))
     return sample(guider, model, steps=2)
+
+
+def check_self_attention_guidance_wants_windows_in_the_features():
+    """It compares the whole clip with the attention of the model's last call."""
+    from comfy_extras.nodes_sag import SelfAttentionGuidance
+
+    def run(where, scale=0.5):
+        model = first(SelfAttentionGuidance, model_with(where), scale, 2.0)
+        # in the middle of the UNet, where it looks, smaller latents are a single place
+        return host.sample(model, GRAPH.core_sigmas(model, 1), FRAMES, cfg=CFG, size=32)
+
+    message = refusal(run, "latents")
+    assert "set where of Sliding Context to features, or remove the Self-Attention" in message
+    for where in (None, "features"):
+        assert close(run(where), run(where, scale=0.0)) > 1e-3, where
 
 
 if __name__ == "__main__":

@@ -260,10 +260,48 @@ def check_sigmas_of_the_unpatched_model_are_refused_whatever_made_them():
 
     model = apply()
     for scheduler in comfy.samplers.SCHEDULER_NAMES:
-        wrong = core_sigmas(GRAPH.base, 4, scheduler)
-        assert "without the motion module" in refusal(host.sample, model, wrong), scheduler
+        advice = "without the motion module"
+        if scheduler in ("karras", "exponential"):  # a node of their own makes the same
+            advice = "or, if it has a MODEL input, connect that to Apply Motion Module"
+        for steps in (4, 10):
+            wrong = core_sigmas(GRAPH.base, steps, scheduler)
+            assert advice in refusal(host.sample, model, wrong), (scheduler, steps)
         right = core_sigmas(model, 2, scheduler)
         assert host.sample(model, right, frames=2).isfinite().all(), scheduler
+
+
+def check_schedulers_with_ends_are_told_to_raise_sigma_max():
+    from comfy_extras import nodes_custom_sampler as schedulers
+
+    model = apply()
+    for name in ("Karras", "Exponential", "Polyexponential", "Laplace"):
+        node = getattr(schedulers, f"{name}Scheduler")
+        others = [0.0, 0.5] if name == "Laplace" else [2.5] * (name == "Polyexponential")
+        others = [7.0] if name == "Karras" else others
+        for steps in (5, 10):
+            low = outputs(node, steps, 14.614642, 0.0291675, *others)[0]
+            message = refusal(host.sample, model, low, 2)
+            assert "start at a noise level of 14.61, but AnimateDiff starts at 25.15" in message
+            assert "set sigma_max of the scheduler to 25.15, or" in message, (name, message)
+        right = outputs(node, 3, 25.15, 0.0291675, *others)[0]
+        assert host.sample(model, right, frames=2).isfinite().all(), name
+
+
+def check_schedulers_with_tables_run_with_a_warning():
+    from comfy_extras.nodes_align_your_steps import AlignYourStepsScheduler
+    from comfy_extras.nodes_gits import GITSScheduler
+
+    model = apply(name=OTHER_FILE)
+    low = "the SIGMAS start at a noise level of 14.61, but AnimateDiff starts at 25.15, so"
+    for node, first in ((AlignYourStepsScheduler, "SD1"), (GITSScheduler, 1.2)):
+        for steps in (4, 10):
+            with told() as warnings:
+                clip = host.sample(model, outputs(node, first, steps, 1.0)[0], frames=2)
+            assert clip.isfinite().all()
+            assert any(low in w.replace("The SIGMAS", "the SIGMAS") for w in warnings), warnings
+        with told() as warnings:
+            host.sample(model, outputs(node, first, 10, 0.3)[0], frames=2)
+        assert not any("SIGMAS" in w for w in warnings), warnings
 
 
 def check_scheduler_wants_the_applied_model():
