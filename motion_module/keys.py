@@ -34,7 +34,7 @@ def prefixes(keys: Iterable[str]) -> set[str]:
     return {match[1] for match in matches if match}
 
 
-def without_prefix(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take off what trainers write before the addresses of motion modules, from every key.
 
     Raises CheckpointError where there are several such prefixes, and so several modules.
