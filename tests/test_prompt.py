@@ -1,6 +1,6 @@
 """Prompts in ComfyUI's syntax: the parser, the chunks, the textual inversions, the embedding."""
 
-import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,6 +162,10 @@ def folder(tmp_path):
         ("embedding:", "names no file; write embedding:NAME"),
         ("embedding:../outside", "leads out of"),
         ("embedding:/etc/passwd", "leads out of"),
+        ("embedding:.", "leads out of"),
+        ("embedding:sub/..", "leads out of"),
+        ("embedding:" + "x" * 5000, "was not found in"),
+        ("embedding:a\0b", "was not found in"),
         ("embedding:sub/../../outside", "leads out of"),
     ],
 )
@@ -170,6 +174,15 @@ def test_what_cannot_be_meant_is_refused(folder, text, sentence):
         check_syntax(text, folder)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_a_name_stays_within_the_folder_of_the_shell(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    here = Path()
+    assert embedding_files.find(here, "glow").samefile(folder / "glow.safetensors")
+    for name in ("../outside", ".", "../embeddings/glow/../../outside"):
+        with pytest.raises(ValueError, match="leads out of"):
+            embedding_files.find(here, name)
 
 
 def test_textual_inversions_need_their_folder(tmp_path):
@@ -332,4 +345,3 @@ def test_captions_stay_literal(base):
         prompt.encode_weighted(base, ["a (red:1.4) fish"]),
         atol=1e-2,
     )
-    assert re.search("plain text", base_model.encode_prompts.__doc__)

@@ -22,15 +22,15 @@ def find(folder: Path, name: str) -> Path:
     if not name:
         raise ValueError("embedding: in a prompt names no file; write embedding:NAME.")
     for place in _folders(folder):
-        path = Path(os.path.normpath(place / name))
-        if not path.is_relative_to(os.path.normpath(place)):
+        path = Path(os.path.abspath(place / name))  # not resolve: links out of it are the user's
+        if Path(os.path.abspath(place)) not in path.parents:
             raise ValueError(
                 f"embedding:{name} in a prompt leads out of {folder}; give the name of a file in "
                 "that folder."
             )
         for extension in ("", *EXTENSIONS):
             file = path.with_name(path.name + extension)
-            if file.is_file():
+            if os.path.isfile(file):  # False, too, for a name that no file can have
                 return file
     raise ValueError(_missing(folder, name))
 
