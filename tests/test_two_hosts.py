@@ -129,6 +129,23 @@ def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
     assert relative(latents, in_comfyui["latents"] * LATENT_SCALE) < 1e-4
 
 
+def test_guided_clip_of_prompts_of_unequal_length_is_the_same(
+    in_comfyui, headless, thin_motion_file
+):
+    from animatediff_lightning.distill.models.prompt import encode_weighted
+    from animatediff_lightning.distill.sampling.sample import generate_latents
+    from animatediff_lightning.distill.sampling.settings import SamplingSettings
+
+    prompt, negative = "a (red:1.4) fish, swimming (left), " * 12, "a (blurred:1.2) bird"
+    assert encode_weighted(headless, [prompt]).shape[1] == 154
+    module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
+    settings = SamplingSettings(
+        frames=FRAMES, width=SIZE, height=SIZE, steps=4, cfg=2.0, negative_prompt=negative
+    )
+    (latents,) = generate_latents(headless, module, [prompt], [0], settings, encode=encode_weighted)
+    assert relative(latents, in_comfyui["guided"] * LATENT_SCALE) < 1e-4
+
+
 @pytest.mark.usefixtures("miniature_cache")
 def test_a_distilled_miniature_loads_in_comfyui_and_draws_the_same_clip(comfyui, tmp_path):
     from animatediff_lightning.distill.miniature import shipped
