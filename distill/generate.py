@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,12 +14,15 @@ from ..motion_module.module import MotionModule
 from .files import clip_writer
 from .miniature import shipped, styles, world
 from .miniature.names import PREFIX, is_miniature
+from .models import prompt, prompt_weights
 from .models.base_model import BaseModel, load_base, quiet_libraries
 from .models.devices import choose_device, choose_dtype
+from .models.embeddings import load_embeddings
 from .models.latents import decode_frames
+from .models.prompt_checks import list_syntax_warnings
 from .sampling.model_choice import ModelChoice
 from .sampling.request import ClipRequest, list_warnings
-from .sampling.sample import check_positions, generate_latents
+from .sampling.sample import Encode, check_positions, generate_latents
 from .sampling.settings import SamplingSettings
 
 MINIATURE_NOTICE = (
@@ -41,8 +45,8 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     miniature = is_miniature(models.base)
     if miniature:
         logger.info(MINIATURE_NOTICE)
-        for prompt in (*request.prompts, request.negative_prompt):
-            world.check_prompt(prompt)
+        for text in request.texts:
+            world.check_prompt(prompt_weights.words(text))
         models = with_miniature(models, request)
     base_name, module_file = models.base, models.motion_module
     if base_name is None or module_file is None:
@@ -55,16 +59,17 @@ def make_clips(request: ClipRequest, models: ModelChoice) -> list[Path]:
     )
     loras = _load_loras(models.motion_loras, motion_checkpoint)
     check_positions(motion_checkpoint.config.max_frames, settings)
-    for warning in list_warnings(settings, motion_checkpoint.steps):
+    warnings = list_warnings(settings, motion_checkpoint.steps)
+    for warning in (*warnings, *list_syntax_warnings(request.texts)):
         logger.warning(warning)
     base = load_base(base_name, **models.reading(), device=device, dtype=dtype)
     settings = settings.sized(base.default_size, base.latent_factor)
-    _warn_of_long_prompts(base, request)
+    encode = _prompt_encoder(base, request)
     module = motion_checkpoint.build(dtype=dtype).to(device)
     lora.merge(module, loras)
     return [
-        _make_clip(base, module, prompt, request, settings, out, miniature)
-        for prompt, out in zip(request.prompts, request.outputs(), strict=True)
+        _make_clip(base, module, text, encode, request, settings, out, miniature)
+        for text, out in zip(request.prompts, request.outputs(), strict=True)
     ]
 
 
@@ -110,7 +115,8 @@ def _load_loras(
 def _make_clip(
     base: BaseModel,
     module: MotionModule,
-    prompt: str,
+    text: str,
+    encode: Encode,
     request: ClipRequest,
     settings: SamplingSettings,
     out: Path,
@@ -120,8 +126,9 @@ def _make_clip(
     # one frame: the bare image model, as the warning said
     motion = module if settings.frames > 1 else None
     with tqdm(total=settings.steps, desc=out.stem, unit="step", disable=None) as bar:
-        seeds = [request.seed]
-        (latents,) = generate_latents(base, motion, [prompt], seeds, settings, bar.update)
+        (latents,) = generate_latents(
+            base, motion, [text], [request.seed], settings, bar.update, encode=encode
+        )
     frames = decode_frames(base, latents).numpy()
     frames = clip_writer.enlarge(frames, _SMALLEST_SIDE if miniature else 1)
     clip_writer.write_clip(out, frames, request.fps)
@@ -137,14 +144,12 @@ def _make_clip(
     return out
 
 
-def _warn_of_long_prompts(base: BaseModel, request: ClipRequest) -> None:
-    for prompt in (*request.prompts, request.negative_prompt):
-        count = base.num_tokens(prompt)
-        if count > base.max_tokens:
-            logger.warning(
-                "a prompt has %d tokens, but the text encoder reads only %d; the rest is ignored: "
-                "%r...",
-                count,
-                base.max_tokens,
-                prompt[:40],
-            )
+def _prompt_encoder(base: BaseModel, request: ClipRequest) -> Encode:
+    """Return what reads the request's prompts, its textual inversions being read already."""
+    names = [name for text in request.texts for name in prompt_weights.embedding_names(text)]
+    vectors = load_embeddings(request.embeddings, names, base.text_encoder.config.hidden_size)
+    for text in request.texts:
+        chunks = len(prompt.prompt_chunks(base, text, vectors))
+        if chunks > 1:
+            logger.debug("a prompt is read in %d chunks: %r...", chunks, text[:40])
+    return partial(prompt.encode_weighted, embeddings=vectors)

@@ -1,12 +1,13 @@
 """Prompt travel: lines such as `24: the same meadow in snow`, and how frames blend them."""
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from .text_length import to_common_length
 
 LINEAR, STEP = INTERPOLATIONS = ("linear", "step")
 _EXAMPLE = "write for example 0: a spring meadow"
@@ -84,9 +85,7 @@ def keyframe_weights(
 def blend(embeddings: Sequence[torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
     """Mix embeddings (1, tokens, width), one a keyframe, into (num_frames, tokens, width).
 
-    Prompts of different lengths are repeated to their common multiple, which leaves what
-    attention reads from each of them as it was.
+    Prompts of different lengths are repeated to their common multiple.
     """
-    tokens = math.lcm(*(e.shape[1] for e in embeddings))
-    stacked = torch.cat([e.repeat(1, tokens // e.shape[1], 1) for e in embeddings])
+    stacked = torch.cat(to_common_length(embeddings))
     return torch.einsum("fk,ktw->ftw", weights.to(stacked), stacked)

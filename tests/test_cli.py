@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import av
@@ -235,8 +235,34 @@ def test_doubtful_settings_are_named_once(run, tmp_path, models):
     assert generate(run, out, *two, "--steps", 2)[1] == ""
     _, warned = generate(run, out, *two, "--steps", 2, "--frames", 1)
     assert warned.startswith("warning: a single frame has no motion")
-    _, warned = generate(run, out, *two, "--steps", 2, prompt="long " * 40)
-    assert "tokens, but the text encoder reads only 77" in warned
+    _, warned = generate(run, out, *two, "--steps", 2, prompt="a BREAK b BREAK c")
+    assert warned == (
+        "warning: BREAK is an ordinary word in a prompt here, as in ComfyUI; "
+        "it begins no new chunk.\n"
+    )
+
+
+@pytest.mark.slow
+def test_weights_long_prompts_and_textual_inversions_change_the_clip(run, tmp_path):
+    vectors = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "embeddings").mkdir()
+    save_file({"emb_params": vectors}, tmp_path / "embeddings" / "glow.safetensors")
+    folder = ("--embeddings", tmp_path / "embeddings")
+    prompts = ("a cat", "a (cat:3)", "a cat" + ", long" * 40, "a cat embedding:glow")
+    clips = [sheet(run, tmp_path / "a.png", *folder, prompt=prompt) for prompt in prompts]
+    assert not any(np.array_equal(a, b) for a, b in combinations(clips, 2))
+    unequal = (*folder, "--cfg", 2, "--negative-prompt", prompts[2])
+    _, warned = generate(run, tmp_path / "a.png", *unequal, prompt=prompts[1])
+    assert warned == ""
+
+
+@pytest.mark.slow
+def test_the_miniature_reads_the_syntax_too(run, tmp_path):
+    out = tmp_path / "a.png"
+    prompt = ("--prompt", "a (red:1e0) fish (swimming left)")
+    code, _, warned = run("generate", *prompt, "--out", out, "--steps", 1, "--frames", 2)
+    assert code == 0, warned
+    assert out.exists()
 
 
 @pytest.mark.slow
@@ -266,6 +292,21 @@ ERRORS = {
     "prompts file missing": (["--prompts", "nowhere.txt"], "nowhere.txt was not found"),
     "prompts not text": (["--prompts", "{junk}"], "junk.bin is not UTF-8 text"),
     "both prompts": ([*FISH, "--prompts", "{blank}"], "either --prompt or --prompts, not both"),
+    "image LoRA": (["--prompt", "a <lora:x:1>"], "<lora:x:1> in a prompt is the tag of an image"),
+    "no embeddings": (["--prompt", "a embedding:x"], "give it with --embeddings FOLDER."),
+    "embeddings folder": ([*FISH, "--embeddings", "{blank}"], "blank.txt is not a folder"),
+    "embedding missing": (
+        ["--prompt", "a embedding:x", "--embeddings", "{empty}"],
+        "embedding:x in a prompt was not found in",
+    ),
+    "negative embedding": (
+        [*FISH, "--negative-prompt", "embedding:x", "--embeddings", "{empty}"],
+        "embedding:x in a prompt was not found in",
+    ),
+    "embedding of a module": (
+        ["--prompt", "a embedding:wide", "--embeddings", "{tmp}", *using("{base}", "{module}")],
+        "wide.safetensors is not a textual inversion",
+    ),
     "steps 0": ([*FISH, "--steps", "0"], "steps must be between 1 and 1000, not 0."),
     "steps text": ([*FISH, "--steps", "four"], "should be a valid integer"),
     "frames 0": ([*FISH, "--frames", "0"], "frames must be between 1 and 4096, not 0."),

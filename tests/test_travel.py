@@ -3,6 +3,17 @@
 import pytest
 import torch
 from animatediff_lightning.samplers.travel import Keyframe, blend, keyframe_weights, parse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+quickly = settings(max_examples=200, deadline=None, derandomize=True)
+# one line that says something: no break of str.splitlines, no white space around it
+prompts = (
+    st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1)
+    .map(str.strip)
+    .filter(bool)
+)
+scripts = st.dictionaries(st.integers(0, 47), prompts, min_size=1, max_size=8)
 
 
 def test_lines_are_read_in_the_order_of_frames():
@@ -36,6 +47,44 @@ def test_what_is_wrong_is_told_with_its_line(script, sentence):
         parse(script, 16)
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+@quickly
+@given(scripts, st.randoms(use_true_random=False), st.sampled_from(["\n", "\n\n", " \r\n"]))
+def test_what_is_written_in_any_order_is_read_back(script, random, line_end):
+    lines = [f" {frame}: {prompt}" for frame, prompt in script.items()]
+    random.shuffle(lines)
+    keyframes = parse(line_end.join(lines), 48)
+    assert keyframes == [Keyframe(frame, script[frame]) for frame in sorted(script)]
+
+
+@quickly
+@given(st.one_of(st.text(), st.text("01259-:: ab\n\u0664\u00b2")), st.integers(1, 64))
+def test_any_script_is_read_or_refused_in_one_sentence(script, num_frames):
+    try:
+        keyframes = parse(script, num_frames)
+    except ValueError as error:
+        sentence = str(error)
+        keyframes = []
+    if not keyframes:
+        assert sentence.endswith(".")
+        assert len(sentence.splitlines()) == 1
+        return
+    frames = [keyframe.frame for keyframe in keyframes]
+    assert frames == sorted(set(frames))
+    assert all(0 <= frame < num_frames for frame in frames)
+    assert all(k.text == k.text.strip() != "" for k in keyframes)
+    assert len(keyframes) == sum(1 for line in script.splitlines() if line.strip())
+
+
+@quickly
+@given(scripts, st.sampled_from(["linear", "step"]))
+def test_weights_of_any_keyframes_sum_to_one(script, interpolation):
+    frames = sorted(script)
+    weights = keyframe_weights(frames, 48, interpolation)
+    assert bool((weights >= 0).all())
+    torch.testing.assert_close(weights.sum(1), torch.ones(48))
+    assert torch.equal(weights[frames], torch.eye(len(frames)))
 
 
 def test_linear_weights():

@@ -58,6 +58,54 @@ def test_text_is_the_same(in_comfyui, headless):
     assert relative(encode_prompt(headless, PROMPT), in_comfyui["text"]) < 1e-4
 
 
+LONG = "a castle on a hill, " * 20
+PROMPTS = {
+    "literal": "a red fish, swimming left BREAK [over] a reef",
+    "weighted": "a (red fish:1.4), (swimming) ((left)) (slowly:0.5) (reef:-0.3)",
+    "escaped": r"a \(red\) (fish \(koi\):1.3), (at 10:30",
+    "unbalanced": "a) (red:2) ((fish) )((left:1.2)",
+    "two chunks": f"{LONG}(a (red:1.5) fish:0.8)",
+    "short phrases move on": "x " * 70 + "(a red fish swimming slowly left:1.2) (x:1.1)",
+    "embeddings": "embedding:glow, (embedding:old.pt:1.3) b\n(embedding:token embedding:xl:0.7)",
+    "everything": LONG + r"((red:1.4) \(koi\) embedding:glow, fish), (embedding:old:1.2) reef",
+    "empty": "",
+}
+
+
+@pytest.fixture(scope="module")
+def embeddings(tmp_path_factory):
+    """A folder of textual inversions, one in each layout."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    (folder / "sub").mkdir()
+    a, b, c, d = torch.randn(4, 9, 768, generator=torch.Generator().manual_seed(2))
+    safetensors.torch.save_file({"emb_params": a[:3].clone()}, folder / "glow.safetensors")
+    torch.save({"string_to_param": {"*": b}, "name": "old"}, folder / "old.pt")
+    torch.save({"<token>": c[0]}, folder / "sub" / "token.bin")
+    both = {"clip_g": torch.zeros(2, 1280), "clip_l": d[:2].clone()}
+    safetensors.torch.save_file(both, folder / "xl.safetensors")
+    return folder
+
+
+def test_prompts_in_comfyuis_syntax_are_the_same(
+    comfyui, thin_checkpoint, headless, embeddings, tmp_path
+):
+    """Weights, nesting, escapes, chunks and textual inversions, against CLIPTextEncode."""
+    from animatediff_lightning.distill.models.embeddings import load_embeddings
+    from animatediff_lightning.distill.models.prompt import encode_weighted
+    from animatediff_lightning.distill.models.prompt_weights import embedding_names
+
+    file, out = tmp_path / "prompts.json", tmp_path / "text.safetensors"
+    file.write_text(json.dumps(PROMPTS))
+    there = run_script(comfyui, "prompt_text.py", thin_checkpoint, embeddings, file, out)
+    for name, prompt in PROMPTS.items():
+        vectors = load_embeddings(embeddings, embedding_names(prompt), 768)
+        here = encode_weighted(headless, [prompt], vectors)
+        assert here.shape == there[name].shape, name
+        assert relative(here, there[name]) < 1e-4, name
+    assert there["everything"].shape[1] >= 2 * 77
+    assert relative(there["weighted"], there["empty"]) > 0.1
+
+
 @pytest.mark.smoke
 @torch.no_grad()
 def test_noise_prediction_is_the_same(in_comfyui, headless, thin_motion_file):
@@ -79,6 +127,23 @@ def test_clip_is_the_same(in_comfyui, headless, thin_motion_file):
     settings = SamplingSettings(frames=FRAMES, width=SIZE, height=SIZE, steps=4)
     (latents,) = generate_latents(headless, module, [PROMPT], [0], settings)
     assert relative(latents, in_comfyui["latents"] * LATENT_SCALE) < 1e-4
+
+
+def test_guided_clip_of_prompts_of_unequal_length_is_the_same(
+    in_comfyui, headless, thin_motion_file
+):
+    from animatediff_lightning.distill.models.prompt import encode_weighted
+    from animatediff_lightning.distill.sampling.sample import generate_latents
+    from animatediff_lightning.distill.sampling.settings import SamplingSettings
+
+    prompt, negative = "a (red:1.4) fish, swimming (left), " * 12, "a (blurred:1.2) bird"
+    assert encode_weighted(headless, [prompt]).shape[1] == 154
+    module = checkpoint.load(thin_motion_file).build(dtype=torch.float32)
+    settings = SamplingSettings(
+        frames=FRAMES, width=SIZE, height=SIZE, steps=4, cfg=2.0, negative_prompt=negative
+    )
+    (latents,) = generate_latents(headless, module, [prompt], [0], settings, encode=encode_weighted)
+    assert relative(latents, in_comfyui["guided"] * LATENT_SCALE) < 1e-4
 
 
 @pytest.mark.usefixtures("miniature_cache")

@@ -44,14 +44,25 @@ def generate(
         ),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompt; repeat for several clips.")
+        list[str] | None,
+        typer.Option(
+            help="Prompt in ComfyUI's syntax, such as '(a red fish:1.4)'; repeat for several clips."
+        ),
     ] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="Text file with one prompt in each line.")
     ] = None,
     negative_prompt: Annotated[
-        str, typer.Option(help="Negative prompt; it has no effect at --cfg 1.")
+        str,
+        typer.Option(help="Negative prompt, in the same syntax; it has no effect at --cfg 1."),
     ] = ClipRequest.negative_prompt,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of textual inversions; embedding:NAME in a prompt reads one of them.",
+        ),
+    ] = ClipRequest.embeddings,
     steps: Annotated[
         int | None,
         typer.Option(
@@ -106,6 +117,7 @@ def generate(
     request = ClipRequest(
         prompts=read_prompts(prompts) if prompts else tuple(prompt or ()),
         negative_prompt=negative_prompt,
+        embeddings=embeddings,
         steps=steps,
         seed=seed,
         frames=frames,

@@ -91,12 +91,9 @@ class BaseModel:
         """The dtype that the UNet computes in; the VAE's may differ."""
         return self.unet.dtype
 
-    def num_tokens(self, prompt: str) -> int:
-        """Return the tokens of a prompt with start and end; those past `max_tokens` are cut."""
-        return len(self.tokenizer(prompt, verbose=False).input_ids)
-
     @property
     def max_tokens(self) -> int:
+        """Tokens that the text encoder reads at once, with start and end (SD1.5: 77)."""
         return self.text_encoder.config.max_position_embeddings
 
 
@@ -143,7 +140,8 @@ def encode_prompt(base: BaseModel, prompt: str) -> Tensor:
 def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> Tensor:
     """Return the base's own embedding of prompts, shape (prompts, tokens, width).
 
-    The last hidden state behind the final norm, padded and cut to the encoder's length.
+    The last hidden state behind the final norm, padded and cut to the encoder's length. Brackets
+    are plain text, as in captions; prompt.py reads ComfyUI's syntax.
     """
     ids = base.tokenizer(
         list(prompts),

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ...samplers import advice
 from ..files.output import check_writable
+from ..models.embedding_files import check_folder
+from ..models.prompt_checks import check_syntax
 from .ranges import check_range
 from .settings import SamplingOptions, SamplingSettings, check_fps, check_seed
 
@@ -18,11 +20,13 @@ MAX_LORA_STRENGTH = 10
 class ClipRequest(SamplingOptions):
     """One clip for every prompt, all from the same seed. Holds the defaults of `generate`.
 
+    Prompts have ComfyUI's syntax; `embeddings` is the folder of the textual inversions in them.
     `out` is the file of a single clip; several get -0, -1, ... before the extension. Raises
     ValueError, with one sentence, for anything out of range.
     """
 
     prompts: tuple[str, ...]
+    embeddings: Path | None = None
     seed: int = 0
     fps: float = 8.0
     out: Path = Path("clip.mp4")
@@ -34,6 +38,14 @@ class ClipRequest(SamplingOptions):
         check_seed(self.seed)
         check_fps(self.fps)
         self._check_out()
+        check_folder(self.embeddings)
+        for prompt in self.texts:
+            check_syntax(prompt, self.embeddings)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts and the negative prompt."""
+        return (*self.prompts, self.negative_prompt)
 
     def _check_out(self) -> None:
         extension = self.out.suffix.lower()

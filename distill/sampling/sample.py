@@ -17,10 +17,12 @@ from ...motion_module.inject import inject
 from ...motion_module.module import MotionModule
 from ...samplers import context, euler, guidance, prediction, schedule
 from ...samplers.euler import PredictEps
-from ..models.base_model import BaseModel, encode_prompt, encode_prompts
+from ...samplers.text_length import to_common_length
+from ..models.base_model import BaseModel, encode_prompts
 from .settings import ClipSize, SamplingSettings
 
 OnStep = Callable[[], None]
+Encode = Callable[[BaseModel, Sequence[str]], Tensor]  # (prompts, tokens, width)
 _BETAS = {
     "num_train_timesteps": schedule.NUM_TRAIN_TIMESTEPS,
     "beta_start": schedule.BETA_START,
@@ -40,18 +42,20 @@ def generate_latents(
     settings: SamplingSettings,
     on_step: OnStep | None = None,
     lcm_noise: torch.Generator | None = None,
+    encode: Encode = encode_prompts,
 ) -> Tensor:
     """Return clean latents (clips, frames, channels, h, w), float32, of clips that run together.
 
     Each clip has its own prompt and seed; `settings` must be sized. None as motion module draws
     unrelated images. `on_step()` is called after each denoising step. `lcm_noise` draws what "lcm"
-    adds between its steps, by default the generator of the first clip's noise does. Raises
-    ValueError where the module does not fit the base model or has fewer positions than frames.
+    adds between its steps, by default the generator of the first clip's noise does. `encode` reads
+    the prompts, by default as plain text. Raises ValueError where the module does not fit the base
+    model or has fewer positions than frames.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = [initial_noise(base, settings, generator) for generator in generators]
     x = torch.cat(noise).to(base.device)  # (clips f) c h w
-    predict_eps = eps_predictor(base, prompts, settings)
+    predict_eps = eps_predictor(base, prompts, settings, encode)
     if settings.context is not None:
         predict_eps = in_windows(predict_eps, settings.context, len(prompts))
     sample = SAMPLE[settings.sampler]
@@ -68,16 +72,20 @@ def initial_noise(base: BaseModel, size: ClipSize, generator: torch.Generator) -
 
 
 def eps_predictor(
-    base: BaseModel, prompts: Sequence[str], settings: SamplingSettings
+    base: BaseModel,
+    prompts: Sequence[str],
+    settings: SamplingSettings,
+    encode: Encode = encode_prompts,
 ) -> PredictEps:
     """Return predict_eps(x_t, t) of one clip a prompt, x_t being (clips x frames, c, h, w).
 
     It is guided where cfg is not 1, see samplers/guidance.py.
     """
-    text = encode_prompts(base, prompts)
+    text = encode(base, prompts)
     cfg, negative = settings.cfg, text
     if cfg != 1:
-        negative = encode_prompt(base, settings.negative_prompt).expand_as(text)
+        text, negative = to_common_length([text, encode(base, [settings.negative_prompt])])
+        negative = negative.expand_as(text)
 
     def predict_plain(x: Tensor, t: int, text: Tensor) -> Tensor:
         frames = len(x) // len(text)

@@ -132,13 +132,15 @@ def sample(
     start=None,
     noise=None,
     positive=None,
+    negative=None,
     control=None,
     more=(),
 ):
     """Run the core's guider and sampler; returns latents (frames, 4, size, size).
 
-    `start` is the latent to start from, `noise` replaces the seed's, `positive` the embedding;
-    `control` is put on both conditionings, `more` is joined to the positive one.
+    `start` is the latent to start from, `noise` replaces the seed's, `positive` and
+    `negative` the embeddings; `control` is put on both conditionings, `more` is joined to the
+    positive one.
     """
     import comfy.sample
     import comfy.samplers
@@ -149,6 +151,8 @@ def sample(
     conds = conditioning(1), conditioning(2)
     if positive is not None:
         conds[0][0][0] = positive
+    if negative is not None:
+        conds[1][0][0] = negative
     if control is not None:
         for cond in conds:
             cond[0][1]["control"] = control

@@ -2,8 +2,9 @@
 
     PYTHON_OF_COMFYUI tests/host/reference_clip.py COMFYUI_FOLDER CHECKPOINT MOTION_FOLDER OUT
 
-OUT (.safetensors) holds x, eps (one UNet call at timestep 999), text (the prompt's embedding) and
-latents (4 steps from seed 0, after the host's latent scaling is undone).
+OUT (.safetensors) holds x, eps (one UNet call at timestep 999), text (the prompt's embedding),
+latents (4 steps from seed 0, after the host's latent scaling is undone) and guided (the same at
+cfg 2, from a prompt of several chunks and a negative prompt of one).
 """
 
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import host
 
 PROMPT = "a red fish swimming left"
+LONG_PROMPT, NEGATIVE_PROMPT = "a (red:1.4) fish, swimming (left), " * 12, "a (blurred:1.2) bird"
 FRAMES, SIZE = 4, 8
 
 
@@ -24,7 +26,10 @@ def main(comfyui, checkpoint, motion_folder, out):
     import torch
 
     base, clip, *_ = comfy.sd.load_checkpoint_guess_config(checkpoint, output_vae=False)
-    text = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
+    text, long, short = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0][0]
+        for prompt in (PROMPT, LONG_PROMPT, NEGATIVE_PROMPT)
+    )
     (name,) = (path.name for path in Path(motion_folder).iterdir())
     module, _ = nodes["ADL_LoadMotionModule"].execute(name).result
     (model,) = nodes["ADL_ApplyMotionModule"].execute(base, module).result
@@ -39,8 +44,9 @@ def main(comfyui, checkpoint, motion_folder, out):
     def start_from_x(executor, _noise, *args, **kwargs):
         return executor(x, *args, **kwargs)
 
-    wanted = {"frames": FRAMES, "size": SIZE, "positive": text[0][0]}
+    wanted = {"frames": FRAMES, "size": SIZE, "positive": text}
     latents = host.sample(model, sigmas, **wanted)
+    guided = host.sample(model, sigmas, **wanted | {"positive": long, "negative": short}, cfg=2.0)
     clone = model.clone()
     clone.add_wrapper_with_key("outer_sample", "start_from_x", start_from_x)
     hook = unet.register_forward_hook(once)
@@ -50,8 +56,9 @@ def main(comfyui, checkpoint, motion_folder, out):
         {
             "x": x,
             "eps": eps[0].float().contiguous(),
-            "text": text[0][0].float().contiguous(),
+            "text": text.float().contiguous(),
             "latents": latents.contiguous(),
+            "guided": guided.contiguous(),
         },
         out,
     )
