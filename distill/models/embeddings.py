@@ -35,10 +35,11 @@ def _load(path: Path, width: int) -> Tensor:
 
 def _read(path: Path) -> dict[str, object]:
     try:
+        files.check_content(path)
         if path.suffix.lower() == ".safetensors":
             return dict(files.read(path)[0])
         # not files.read, which takes flat dicts only: AUTOMATIC1111's vectors lie one level deeper
-        return files._read_pickle(path)
+        return files.read_pickle(path)
     except files.CheckpointError as error:
         raise ValueError(f"the embedding {path.name} {error}.") from error
 
