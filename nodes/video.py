@@ -134,4 +134,5 @@ class LoadVideo(io.ComfyNode):
             memory=execution.get_free_memory(),
             on_frame=execution.raise_if_cancelled,
         )
+        execution.show_on_node(*clip.warnings)
         return io.NodeOutput(clip.images, clip.audio, clip.fps, len(clip.images))

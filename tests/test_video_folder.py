@@ -9,7 +9,8 @@ import pytest
 from animatediff_lightning.distill.data import video_folder, video_shards
 from animatediff_lightning.distill.engine import read_ahead
 from animatediff_lightning.distill.train_motion import clips
-from animatediff_lightning.video.reader import ClipShape, UnusableVideoError, probe_video, read_clip
+from animatediff_lightning.video.container import UnusableVideoError
+from animatediff_lightning.video.reader import ClipShape, probe_video, read_clip
 from animatediff_lightning.video.size import crop_and_resize
 
 from .video_files import numbered, real_video, write_lossless
@@ -36,7 +37,7 @@ def test_a_real_video_comes_even_in_time_cropped_and_resized():
         [crop_and_resize(np.ascontiguousarray(p), (96, 64), 96 / 64) for p in middle]
     ).astype(int)
     apart = np.abs(clip[:, None].astype(int) - small[None]).mean((2, 3, 4))
-    assert apart.argmin(1).tolist() == [round(k * 25 / 8) for k in range(8)]
+    assert apart.argmin(1).tolist() == [int(k * 25 / 8 + 0.5) for k in range(8)]
     assert apart.min(1).max() < 2  # of 255: two decoders, two conversions of colour
 
 
@@ -100,7 +101,7 @@ def test_bad_files_are_skipped_counted_and_listed(folder):
     assert videos.captions == ("two words", "one")
     assert videos.bad.keys() == {"cut.mkv", "empty.mp4", "short.mkv", "silent.mkv", "text.mp4"}
     told = video_folder.list_skipped(videos.bad)
-    assert told.startswith("5 videos skipped: cut.mkv (")
+    assert told.startswith("5 files skipped: cut.mkv (")
     assert "silent.mkv (no caption)" in told
     assert "short.mkv (too short: 0.25 s, but 0.50 s are needed)" in told
     assert video_folder.list_skipped(videos.bad, at_most=1).endswith(", and 4 more.")
@@ -206,7 +207,7 @@ def test_a_video_that_turns_out_bad_is_replaced_and_noted(shards):
     assert captions == {"words", "in json"}
     assert [re.sub(".*/", "", n) for n in videos.bad] == ["1-1", "1-2", "0-1"]
     nothing = video_shards.VideoShards(videos.videos[1:2], ("cut",), ("x",))
-    with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 video skipped: cut \("):
+    with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 file skipped: cut \("):
         clips.draw_clip(nothing, SMALL, 0.0, 0, 0, 0)
 
 

@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ...video.reader import ClipShape, UnusableVideoError
+from ...video.container import UnusableVideoError
+from ...video.reader import ClipShape
 from ..data import video_folder, video_shards
 
 _DRAWS = 100  # unusable videos in a row before it is the data's fault

@@ -1,0 +1,143 @@
+"""Opens video files, and reads what they say about their picture."""
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.stream import Disposition
+
+from . import kinds
+
+Source = Path | io.BytesIO  # a file, or the content of one
+# playlists are left out: they would read other files than the one that was chosen
+_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,"
+    "ogg,mxf,dv,gif,apng,mp3,wav,flac,aac",
+    "protocol_whitelist": "file",
+}
+
+
+class UnusableVideoError(ValueError):
+    """A video that no clip can be taken from.
+
+    str() says why in a few words, such as "an empty file"; `sentence` says what to do, and goes
+    on from the name of the file.
+    """
+
+    def __init__(self, reason: str, sentence: str = "") -> None:
+        super().__init__(reason)
+        self.sentence = sentence or f"cannot be used: {reason}."
+
+
+NO_FRAME = ("no frame can be decoded", "has no frames; copy or export it again.")
+DAMAGED = (
+    "damaged, or not a video that PyAV can read",
+    "is damaged, or is not a video that PyAV can read; if a player shows it, convert it to MP4 "
+    "(H.264).",
+)
+
+
+@contextmanager
+def open_video(source: Source) -> Iterator[av.container.InputContainer]:
+    """Open a file for reading; UnusableVideoError for what PyAV cannot read."""
+    place = str(source.absolute()) if isinstance(source, Path) else source
+    try:
+        container = av.open(place, "r", options=_OPTIONS)
+    except av.error.EOFError as error:
+        raise UnusableVideoError(*NO_FRAME) from error
+    except av.error.FFmpegError as error:
+        raise UnusableVideoError(*DAMAGED) from error
+    with container:
+        yield container
+    if not isinstance(source, Path):
+        source.seek(0)
+
+
+def check_readable(source: Source) -> None:
+    """Raise UnusableVideoError for an empty file and for a still picture."""
+    with _open_source(source) as file:
+        if not file.read(1):
+            raise UnusableVideoError("an empty file", "is an empty file; copy or export it again.")
+        file.seek(0)
+        if kinds.is_still(file):
+            raise UnusableVideoError(kinds.STILL, "is a still picture; load it with Load Image.")
+
+
+def is_webp_source(source: Source) -> bool:
+    """Tell whether a file is a WebP picture."""
+    with _open_source(source) as file:
+        return kinds.is_webp(file.read(12))
+
+
+def read_content(source: Source) -> bytes:
+    """Return all of a file."""
+    with _open_source(source) as file:
+        return file.read()
+
+
+@contextmanager
+def _open_source(source: Source) -> Iterator[BinaryIO]:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            yield file
+    else:
+        source.seek(0)
+        yield source
+        source.seek(0)
+
+
+@dataclass(frozen=True)
+class Track:
+    """What a file says about its picture."""
+
+    index: int  # of the stream
+    origin: float  # where the picture begins on the clock of the file, in seconds
+    rate: float  # frames a second, on average where they vary; 0: not given
+    duration: float  # in seconds; 0: not given
+    pixel_aspect: Fraction  # width of a pixel over its height
+    transfer: int = 0  # AVColorTransferCharacteristic, see colour.py
+
+
+def read_track(container: av.container.InputContainer) -> Track:
+    """Return what a file says about its first video; UnusableVideoError where it has none."""
+    covers = Disposition.attached_pic  # of songs
+    videos = [s for s in container.streams.video if covers not in s.disposition]
+    if not videos:
+        if container.streams.audio:
+            advice = "has sound but no picture; load it with Load Audio."
+            raise UnusableVideoError("sound but no picture", advice)
+        raise UnusableVideoError("no picture", "has no picture; choose a video.")
+    stream = next((s for s in videos if s.codec_context is not None), None)
+    if stream is None:
+        raise UnusableVideoError(*DAMAGED)
+    return Track(
+        stream.index,
+        to_seconds(stream.start_time, stream.time_base),
+        float(stream.average_rate or stream.guessed_rate or 0),
+        _read_duration(stream),
+        Fraction(stream.sample_aspect_ratio or 1),
+        int(stream.codec_context.color_trc),
+    )
+
+
+def _read_duration(stream: av.VideoStream) -> float:
+    if stream.duration:
+        return to_seconds(stream.duration, stream.time_base)
+    written = stream.metadata.get("DURATION", "")  # Matroska: 00:00:01.033000000
+    parts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", written)
+    if parts is None:
+        return 0.0
+    hours, minutes, seconds = map(float, parts.groups())
+    end = hours * 3600 + minutes * 60 + seconds
+    return max(0.0, end - to_seconds(stream.start_time, stream.time_base))
+
+
+def to_seconds(ticks: int | None, unit: Fraction | None) -> float:
+    """Return a time that a file gives in units of its own; 0 where it gives none."""
+    return float(ticks * unit) if ticks and unit else 0.0
