@@ -134,7 +134,7 @@ CORPUS: dict[str, Video] = {
     "vp8.ogv": Video("libvpx"),
     "mpeg4.avi": Video("mpeg4", sound=["mp3"]),
     "mpeg1.mpeg": Video("mpeg1video", rate=25),
-    "mpeg2.mpg": Video("mpeg2video", rate=25, sound=["ac3"], options={"format": "vob"}),
+    "mpeg2.mpg": Video("mpeg2video", rate=25, sound=["ac3"], options={"format": "dvd"}),
     "mpeg2.vob": Video("mpeg2video", rate=25, sound=["ac3"]),
     "h264.ts": Video(sound=["mp2"]),
     "h264.m2ts": Video(sound=["ac3"]),
@@ -191,8 +191,8 @@ CORPUS: dict[str, Video] = {
         rate=25, times=[t + 25 * 95443 for t in EVEN], options={"mpegts_copyts": "1"}
     ),
     # sound
-    "odd_sound.mp4": Video(sound=["aac"], change=renamed(b"mp4a", b"zzzz")),
-    "odd_sound_first.mov": Video(sound=["aac", "pcm_s16le"], change=renamed(b"mp4a", b"zzzz")),
+    "odd_sound.mov": Video(sound=["pcm_s16le"], change=renamed(b"sowt", b"zzzz")),
+    "odd_sound_first.mov": Video(sound=["pcm_s16le", "aac"], change=renamed(b"sowt", b"zzzz")),
     "broken_sound.mp4": Video(sound=["aac"], change=broken("audio", 40, 41, 42)),
     # damage
     "broken.mp4": Video(times=range(30), reference=None, change=broken("video", 13)),

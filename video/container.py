@@ -14,13 +14,15 @@ from av.stream import Disposition
 
 from . import kinds
 
-Source = Path | io.BytesIO  # a file, or the content of one
+Source = Path | bytes  # a file, or the content of one
 # playlists are left out: they would read other files than the one that was chosen
 _OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,"
     "ogg,mxf,dv,gif,apng,mp3,wav,flac,aac",
     "protocol_whitelist": "file",
 }
+
+_WITHOUT_INDEX = ("mpeg", "mpegts", "mpegvideo")
 
 
 class UnusableVideoError(ValueError):
@@ -46,7 +48,7 @@ DAMAGED = (
 @contextmanager
 def open_video(source: Source) -> Iterator[av.container.InputContainer]:
     """Open a file for reading; UnusableVideoError for what PyAV cannot read."""
-    place = str(source.absolute()) if isinstance(source, Path) else source
+    place = str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source)
     try:
         container = av.open(place, "r", options=_OPTIONS)
     except av.error.EOFError as error:
@@ -55,8 +57,6 @@ def open_video(source: Source) -> Iterator[av.container.InputContainer]:
         raise UnusableVideoError(*DAMAGED) from error
     with container:
         yield container
-    if not isinstance(source, Path):
-        source.seek(0)
 
 
 def check_readable(source: Source) -> None:
@@ -81,15 +81,8 @@ def read_content(source: Source) -> bytes:
         return file.read()
 
 
-@contextmanager
-def _open_source(source: Source) -> Iterator[BinaryIO]:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            yield file
-    else:
-        source.seek(0)
-        yield source
-        source.seek(0)
+def _open_source(source: Source) -> BinaryIO:
+    return source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
 
 
 @dataclass(frozen=True)
@@ -102,6 +95,9 @@ class Track:
     duration: float  # in seconds; 0: not given
     pixel_aspect: Fraction  # width of a pixel over its height
     transfer: int = 0  # AVColorTransferCharacteristic, see colour.py
+    has_index: bool = (
+        True  # False: a seek leads somewhere, and times behind it are guesses at first
+    )
 
 
 def read_track(container: av.container.InputContainer) -> Track:
@@ -123,6 +119,7 @@ def read_track(container: av.container.InputContainer) -> Track:
         _read_duration(stream),
         Fraction(stream.sample_aspect_ratio or 1),
         int(stream.codec_context.color_trc),
+        container.format.name not in _WITHOUT_INDEX,
     )
 
 

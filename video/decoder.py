@@ -20,6 +20,7 @@ from .picture import Picture
 
 Shown = tuple[float, float, Picture]  # from, until (seconds since the first frame), and what
 _EARLIER = (0.0, 2.0, 16.0)  # seconds; where a file has no good index, a seek leads too far
+_SETTLED = 1.0  # seconds; a stream of MPEG repeats its clock more often
 _RATE = 25.0  # frames a second where a file tells neither rate nor times; FFmpeg's own
 
 
@@ -64,14 +65,16 @@ class Decoder:
 
     def frames(self, start: float = 0.0) -> Iterator[Shown]:
         """Yield (from, until, picture) in order, beginning at or before `start` seconds."""
+        latest = start if self.track.has_index else start - _SETTLED
         for earlier in _EARLIER:
             if start > earlier:
                 shown = self._read(start - earlier)
                 first = next(shown, None)
-                if first is not None and first[0] <= start and first[2].frame.key_frame:
+                if first is not None and first[0] <= latest and first[2].frame.key_frame:
                     yield first
                     yield from shown
                     return
+                shown.close()
         # also where start is past the end
         yield from self._read(0.0)
 

@@ -4,7 +4,6 @@ A training step is a pure function of its number, so samples are read by their p
 files instead of as a stream: nothing is lost or repeated where a run was killed.
 """
 
-import io
 import json
 import re
 import tarfile
@@ -49,7 +48,7 @@ class VideoShards:
         with video.shard.open("rb") as source:
             source.seek(video.offset)
             content = source.read(video.size)
-        return read_clip(io.BytesIO(content), shape, where, warn_once, self.names[index])
+        return read_clip(content, shape, where, warn_once, self.names[index])
 
 
 def find_tars(data: str) -> list[Path]:

@@ -1,0 +1,345 @@
+"""Every kind of video: as ffmpeg shows it, the same in nodes and trainer, past what is broken."""
+
+import json
+import shutil
+import subprocess
+
+import av
+import numpy as np
+import pytest
+from animatediff_lightning.video import colour, kinds
+from animatediff_lightning.video.clip import ClipRequest
+from animatediff_lightning.video.clip import read_clip as read_node_clip
+from animatediff_lightning.video.container import UnusableVideoError
+from animatediff_lightning.video.frames import open_decoder
+from animatediff_lightning.video.reader import ClipShape, Extent, probe_video, read_clip
+
+from . import video_corpus
+from .video_corpus import CORPUS, COUNT, HLG, PQ
+
+ALL = [*CORPUS, "moving.webp"]
+COMPARED = [name for name, video in CORPUS.items() if video.reference is not None]
+needs_ffmpeg = pytest.mark.skipif(
+    not (shutil.which("ffmpeg") and shutil.which("ffprobe")),
+    reason="NOT COMPARED WITH FFMPEG: it is not installed here (apt install ffmpeg)",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The path of every file by name."""
+    return video_corpus.write_all(tmp_path_factory.mktemp("corpus"))
+
+
+def decode(path):
+    """Return times and frames (n, h, w, 3) of a whole file, as large as a viewer sees it."""
+    decoder = open_decoder(path, path.name)
+    shown = [(time, picture) for time, _, picture in decoder.frames()]
+    size = tuple(round(side) for side in shown[0][1].shape)
+    return [time for time, _ in shown], np.stack([p.render(size) for _, p in shown])
+
+
+# ---- as ffmpeg shows it --------------------------------------------------------------------------
+
+
+def ask_ffmpeg(path, filters, shape, dtype=np.uint8):
+    """Return the frames that ffmpeg decodes, each once, (n, *shape)."""
+    command = ["ffmpeg", "-v", "error", "-i", path, "-map", "0:v:0", "-vf", filters]
+    command += ["-fps_mode", "passthrough", "-f", "rawvideo", "-"]
+    output = subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout
+    return np.frombuffer(output, dtype).reshape(-1, *shape)
+
+
+def ask_ffprobe(path):
+    """Return the time of each frame in seconds, None where ffmpeg does not tell it."""
+    command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-of", "json"]
+    command += ["-show_entries", "frame=best_effort_timestamp_time", path]
+    frames = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    times = [frame.get("best_effort_timestamp_time") for frame in frames["frames"]]
+    return [time if time is None else float(time) for time in times]
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize("name", COMPARED)
+def test_frames_and_times_are_those_of_ffmpeg(corpus, name):
+    video = CORPUS[name]
+    times, frames = decode(corpus[name])
+    scale = ":".join(filter(None, (f"scale={video.scale}", video.reference)))
+    theirs = ask_ffmpeg(corpus[name], f"{scale},format=rgb24", frames.shape[1:])
+    assert len(frames) == len(theirs)
+    assert np.abs(frames.astype(int) - theirs).mean() <= 2
+    their_times = ask_ffprobe(corpus[name])
+    for ours, time in zip(times, their_times, strict=True):
+        if time is not None:
+            assert ours - times[0] == pytest.approx(time - their_times[0], abs=1e-3)
+
+
+def expected_sdr(signal: np.ndarray, transfer: int) -> np.ndarray:
+    """Return 0..255 of R'G'B' (..., 3) in 0..1: docs/design/hdr-to-sdr.md, a second time."""
+    m1, m2, c1, c2, c3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
+
+    def pq(light):
+        y = (light / 10000) ** m1
+        return ((c1 + c2 * y) / (1 + c3 * y)) ** m2
+
+    def unpq(value):
+        root = value ** (1 / m2)
+        return 10000 * (np.maximum(root - c1, 0) / (c2 - c3 * root)) ** (1 / m1)
+
+    if transfer == PQ:
+        light = unpq(signal)
+    else:
+        a = 0.17883277
+        b, c = 1 - 4 * a, 0.5 - a * np.log(4 * a)
+        scene = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+        y = 0.2627 * scene[..., 0] + 0.6780 * scene[..., 1] + 0.0593 * scene[..., 2]
+        light = 1000 * y[..., None] ** 0.2 * scene
+    largest = light.max(-1)
+    e1, top = np.minimum(pq(largest) / pq(1000), 1), pq(203) / pq(1000)
+    ks = 1.5 * top - 0.5
+    t = (e1 - ks) / (1 - ks)
+    p = (2 * t**3 - 3 * t**2 + 1) * ks + (t**3 - 2 * t**2 + t) * (1 - ks)
+    e2 = np.where(e1 < ks, e1, p + (-2 * t**3 + 3 * t**2) * top)
+    light = light * (unpq(e2 * pq(1000)) / np.maximum(largest, 1e-9))[..., None]
+    r, g, b = np.moveaxis(light / 203, -1, 0)
+    linear = (
+        1.6605 * r - 0.5876 * g - 0.0728 * b,
+        -0.1246 * r + 1.1329 * g - 0.0083 * b,
+        -0.0182 * r - 0.1006 * g + 1.1187 * b,
+    )
+    return 255 * np.clip(np.stack(linear, -1), 0, 1) ** (1 / 2.4)
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(("name", "transfer"), [("hlg.mp4", HLG), ("pq.mp4", PQ)])
+def test_hdr_is_mapped_by_the_documented_formula(corpus, name, transfer):
+    _, frames = decode(corpus[name])
+    exact = "flags=bicubic+accurate_rnd+full_chroma_int"
+    filters = f"scale=in_color_matrix=bt2020:{exact},format=rgb48le"
+    signal = ask_ffmpeg(corpus[name], filters, frames.shape[1:], np.uint16) / 65535
+    assert len(frames) == len(signal) == COUNT
+    assert np.abs(frames - expected_sdr(signal, transfer)).mean() <= 2
+    decoder = open_decoder(corpus[name], name)
+    assert decoder.warnings == (
+        f"{name} is HDR ({'PQ' if transfer == PQ else 'HLG'}); its brightness and colours were "
+        "mapped to SDR.",
+    )
+
+
+def test_hdr_at_values_that_standards_name():
+    def grey(signal, transfer):
+        pixels = np.full((1, 1, 3), round(65535 * signal), np.uint16)
+        r, g, b = colour.to_sdr(pixels, transfer)[0, 0].tolist()
+        assert max(r, g, b) - min(r, g, b) <= 1
+        return g
+
+    # BT.2408 table 1: reference white, 203 cd/m2, is 58 % of PQ and 75 % of HLG
+    assert abs(grey(0.58, PQ) - grey(0.75, HLG)) <= 1
+    assert 225 <= grey(0.58, PQ) <= 235
+    assert grey(0.7518, PQ) == grey(1.0, HLG) == grey(1.0, PQ) == 255  # 1000 cd/m2 and more
+    assert grey(0.0, PQ) == grey(0.0, HLG) == 0
+    # dark greys keep their light: 10 cd/m2 of a white of 203
+    assert abs(grey(0.2997, PQ) - 255 * (10 / 203) ** (1 / 2.4)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("told", "size", "matrix"),
+    [(2, (720, 576), 5), (2, (1280, 536), 1), (2, (608, 1080), 1), (6, (1920, 1080), 5)],
+)
+def test_the_matrix_where_a_file_tells_none_follows_the_size(told, size, matrix):
+    assert colour.choose_matrix(told, *size) == matrix
+
+
+# ---- the same for nodes and trainer --------------------------------------------------------------
+
+
+def end_of(path):
+    """Return where the last frame of a file ends, in seconds."""
+    return list(open_decoder(path, "").frames())[-1][1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nodes_and_trainer_get_the_same_pixels(corpus, name):
+    path, shape = corpus[name], ClipShape(5, 8, 128, 64)
+    extent = probe_video(path, shape.frames, shape.fps)
+    for where in (0.0, 0.37, 0.999):
+        start = extent.start(where, shape.frames, shape.fps)
+        node = read_node_clip(path, ClipRequest(start, 5, 8, 128, 64))
+        if len(node.images) < 5:  # the file is a little shorter than it says
+            start = Extent(end_of(path), extent.rate).start(where, shape.frames, shape.fps)
+            node = read_node_clip(path, ClipRequest(start, 5, 8, 128, 64))
+        expected = (node.images * 255).round().byte().numpy()
+        told: list[str] = []
+        trainer = read_clip(path, shape, where, told.append, name)
+        assert np.array_equal(trainer, expected)
+        assert set(told) == {w for w in node.warnings if "audio" not in w and "sound" not in w}
+        assert np.array_equal(read_clip(path.read_bytes(), shape, where), trainer)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_frames_after_a_seek_are_those_of_reading_through(corpus, name):
+    decoder = open_decoder(corpus[name], name)
+    whole = list(decoder.frames())
+    assert decoder.is_complete
+    size = tuple(round(side) for side in whole[0][2].shape)
+    for start in (0.3, 0.71, 1.2, 1.9):
+        part = list(decoder.frames(start))
+        rest = whole[len(whole) - len(part) :]
+        assert [p[0] for p in part] == pytest.approx([w[0] for w in rest], abs=1e-6)
+        assert part[0][0] <= max(start, whole[0][0])
+        for ours, expected in zip(part, rest, strict=True):
+            assert np.array_equal(ours[2].render(size), expected[2].render(size))
+
+
+def test_an_odd_angle_is_told(tmp_path):
+    path = video_corpus.write(tmp_path, "h264.mp4")
+    path.write_bytes(video_corpus.turned(0.6, 0.8, -0.8, 0.6)(path.read_bytes()))
+    clip = read_node_clip(path, ClipRequest())
+    assert clip.images.shape[1:3] == (64, 64)
+    assert "h264.mp4 is turned by an odd angle; the nearest right angle is used." in clip.warnings
+
+
+# ---- sound ---------------------------------------------------------------------------------------
+
+
+def clip_with_sound(path, **request):
+    clip = read_node_clip(path, ClipRequest(**request))
+    return clip, clip.audio["waveform"], [w for w in clip.warnings if path.name in w]
+
+
+@pytest.mark.parametrize("name", [n for n, v in CORPUS.items() if v.sound])
+def test_sound_never_costs_the_picture(corpus, name):
+    for start in (0.0, 0.4):
+        clip, waveform, _ = clip_with_sound(corpus[name], start=start, max_frames=6)
+        assert len(clip.images) == 6
+        rate = clip.audio["sample_rate"]
+        assert waveform.shape == (1, 2, round(6 / clip.fps * rate))
+        if name != "odd_sound.mov":
+            assert waveform.square().mean().sqrt() == pytest.approx(0.3 / 2**0.5, rel=0.2)
+
+
+def test_a_track_that_nobody_can_decode_is_silence(corpus):
+    clip, waveform, warnings = clip_with_sound(corpus["odd_sound.mov"])
+    assert len(clip.images) == COUNT
+    assert not waveform.any()
+    assert warnings == ["the audio of odd_sound.mov is silence, since its sound cannot be decoded."]
+
+
+def test_the_first_track_that_can_be_decoded_is_taken(corpus):
+    _, waveform, warnings = clip_with_sound(corpus["odd_sound_first.mov"])
+    assert waveform.abs().max() > 0.2
+    assert warnings == []
+
+
+def test_a_video_without_sound_gives_silence(corpus):
+    for name in ("h264.mp4", "moving.webp", "moving.gif"):
+        clip, waveform, warnings = clip_with_sound(corpus[name])
+        assert waveform.shape[-1] == round(len(clip.images) / clip.fps * 44100)
+        assert not waveform.any()
+        assert warnings == [f"the audio of {name} is silence, since it has no sound."]
+
+
+def test_broken_packets_of_sound_are_silence_and_counted(corpus):
+    _, waveform, warnings = clip_with_sound(corpus["broken_sound.mp4"])
+    assert warnings == ["the sound of broken_sound.mp4 has 3 broken packets; it is silent there."]
+    loud = waveform[0, 0].abs() > 1e-4
+    seconds = (~loud[4800:-9600]).sum() / 48000
+    assert 0.02 < seconds < 0.12  # three packets of 1024 samples
+
+
+# ---- damage --------------------------------------------------------------------------------------
+
+
+def skip_broken(path):
+    """Return the frames of a file without those of broken packets, as the host's own reader."""
+    frames = []
+    with av.open(str(path)) as file:
+        for packet in file.demux(file.streams.video[0]):
+            try:
+                frames += packet.decode()
+            except av.error.InvalidDataError:
+                continue
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "decoded", "packets"),
+    [
+        ("broken.mp4", 30, 29, 1),
+        ("broken_first.mp4", 24, 16, 1),  # the others build on it
+        ("broken_last.mp4", 24, 23, 1),
+        ("broken_many.avi", 24, 21, 3),
+        ("broken_av1.mp4", 24, 23, 1),
+    ],
+)
+def test_broken_packets_cost_their_frames_alone(corpus, name, count, decoded, packets):
+    path = corpus[name]
+    frames = skip_broken(path)
+    assert len(frames) == decoded
+    times, shown = decode(path)
+    assert times[:decoded] == pytest.approx([f.time - frames[0].time + times[0] for f in frames])
+    clip = read_node_clip(path, ClipRequest())
+    assert len(clip.images) == count  # the frame before is held
+    several = "s" * (packets > 1)
+    assert clip.warnings[0] == (
+        f"{name} has {packets} broken packet{several}; the frame before is shown for longer."
+    )
+    size = shown.shape[2], shown.shape[1]
+    for frame, ours in zip(frames, shown, strict=False):
+        theirs = frame.to_ndarray(format="rgb24")
+        assert theirs.shape[:2] == size[::-1]
+        assert np.abs(theirs.astype(int) - ours).mean() <= 2
+
+
+def test_what_is_no_video_is_refused(corpus, tmp_path):
+    contents = {
+        "text.mp4": (b"no video at all" * 100, "damaged, or not a video that PyAV can read"),
+        "empty.mov": (b"", "an empty file"),
+        "cut.webp": (corpus["moving.webp"].read_bytes()[:60], "damaged, or not a video"),
+        "list.mp4": (b"ffconcat version 1.0\nfile h264.mp4\n", "damaged, or not a video"),
+    }
+    for name, (content, reason) in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UnusableVideoError, match=reason):
+            probe_video(tmp_path / name, 4, 8)
+        with pytest.raises(ValueError, match=f"^{name} "):
+            read_node_clip(tmp_path / name, ClipRequest())
+    for name in ("still.webp", "still.png"):
+        video_corpus.write_webp(tmp_path / "a.webp", 1).rename(tmp_path / "still.webp")
+        video_corpus.Image.new("RGB", (8, 8)).save(tmp_path / "still.png")
+        with pytest.raises(ValueError, match=f"{name} is a still picture; load it with Load Image"):
+            read_node_clip(tmp_path / name, ClipRequest())
+
+
+# ---- which files are videos ----------------------------------------------------------------------
+
+
+def test_every_file_of_the_corpus_is_taken_for_a_video(corpus):
+    assert {name: kinds.find_fault(path) for name, path in corpus.items()} == dict.fromkeys(ALL)
+    extensions = {path.suffix for path in corpus.values()}
+    assert {".gif", ".ts", ".m2ts", ".mxf", ".3gp", ".wmv", ".flv", ".ogv"} <= extensions
+
+
+def test_pictures_that_do_not_move_and_other_files_are_not(tmp_path):
+    video_corpus.write_webp(tmp_path / "still.webp", 1)
+    image = video_corpus.Image.new("P", (8, 8))
+    image.save(tmp_path / "still.png", pnginfo=long_text())
+    (tmp_path / "notes.pdf").touch()
+    (tmp_path / "gone.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    assert {f.name: kinds.find_fault(f) for f in tmp_path.iterdir()} == {
+        "still.webp": kinds.STILL,
+        "still.png": kinds.STILL,
+        "notes.pdf": kinds.NO_VIDEO,
+        "gone.mp4": "a link that leads nowhere",
+        "folder.mp4": "not a file",
+    }
+
+
+def long_text():
+    """Return metadata as ComfyUI writes it into its pictures."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("workflow", "acTL " * 10000)
+    return info
