@@ -199,6 +199,20 @@ def test_an_odd_angle_is_told(tmp_path):
     assert "h264.mp4 is turned by an odd angle; the nearest right angle is used." in clip.warnings
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_moving_pictures_whose_frames_last_unlike_times(tmp_path, name):
+    levels, lasts = (0, 80, 160, 240), [80, 500, 80, 100]
+    images = [video_corpus.Image.new("RGB", (64, 64), (level,) * 3) for level in levels]
+    options = {"save_all": True, "append_images": images[1:], "duration": lasts, "lossless": True}
+    images[0].save(tmp_path / name, **options)
+    clip = read_node_clip(tmp_path / name, ClipRequest(fps=50))
+    shown = (clip.images[:, 0, 0, 0] * 255).round().int().tolist()
+    assert shown == [
+        level for level, ms in zip(levels, lasts, strict=True) for _ in range(ms // 20)
+    ]
+    assert read_node_clip(tmp_path / name, ClipRequest()).fps == pytest.approx(4 / 0.76)
+
+
 # ---- sound ---------------------------------------------------------------------------------------
 
 

@@ -6,13 +6,15 @@ import shutil
 import av
 import numpy as np
 import pytest
-from animatediff_lightning.distill.data import video_folder, video_shards
+from animatediff_lightning.distill.data import video_folder, video_shards, walk
 from animatediff_lightning.distill.engine import read_ahead
 from animatediff_lightning.distill.train_motion import clips
 from animatediff_lightning.video.container import UnusableVideoError
 from animatediff_lightning.video.reader import ClipShape, probe_video, read_clip
 from animatediff_lightning.video.size import crop_and_resize
+from PIL import Image
 
+from . import video_corpus
 from .video_files import numbered, real_video, write_lossless
 
 SMALL = ClipShape(4, 8, 16, 16)
@@ -135,6 +137,78 @@ def test_folders_without_a_usable_video(tmp_path):
         clips.open_videos(str(tmp_path), 4, 8)
 
 
+# ---- links, and files that are no videos
+
+
+def test_links_to_folders_are_followed_and_circles_noticed(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "videos"
+    for path in (elsewhere / "a", elsewhere / "deep" / "b", folder / "c", folder / "own" / "d"):
+        write_lossless(path.with_suffix(".mkv"), numbered(8))
+        path.with_suffix(".txt").write_text("words")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "own" / "circle").symlink_to(folder)
+    (elsewhere / "deep" / "back").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder / "own")
+    (folder / "e.mkv").symlink_to(elsewhere / "a.mkv")  # a file: has a caption of its own
+    (folder / "e.txt").write_text("other words")
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    (folder / "gone.mkv").symlink_to(tmp_path / "nowhere.mkv")
+    videos = video_folder.scan_folder(folder, 4, 8)
+    assert videos.names == ("c.mkv", "e.mkv", "linked/a.mkv", "linked/deep/b.mkv", "own/d.mkv")
+    assert videos.bad == {
+        "again": walk.READ_ALREADY,
+        "gone": "a link that leads nowhere",
+        "gone.mkv": "a link that leads nowhere",
+        "linked/deep/back": walk.READ_ALREADY,
+        "own/circle": walk.READ_ALREADY,
+    }
+    assert videos.read(2, SMALL, 0.0).shape == (4, 16, 16, 3)
+
+
+def test_every_file_that_is_left_out_is_told(folder):
+    """Not told: captions of videos, the table of captions, and what systems hide."""
+    names = ("notes.pdf", "CLIP.MP4", "lonely.txt", ".DS_Store", ".git/HEAD", "captions.csv")
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "captions.csv").write_text("file_name,text\nb.mkv,x\n")
+    (folder / "CLIP.txt").write_text("the caption of another extension")
+    (folder / ".hidden.mp4").write_text("no video at all")
+    Image.new("RGB", (8, 8)).save(folder / "b.png")
+    videos = video_folder.scan_folder(folder, 4, 8)
+    assert videos.names == ("b.mkv", "sub/a.mkv")
+    broken = {"cut.mkv", "empty.mp4", "short.mkv", "silent.mkv", "text.mp4"}
+    assert videos.bad.keys() == {
+        *broken,
+        *("notes.pdf", "CLIP.MP4", "lonely.txt", ".hidden.mp4", "b.png"),
+    }
+    assert videos.bad["notes.pdf"] == "not a kind of video that is read"
+    assert videos.bad["b.png"] == "a still picture"
+    told = video_folder.list_skipped(videos.bad)
+    assert told.startswith("10 files skipped: .hidden.mp4 (")
+    assert "lonely.txt (a caption without a video)" in told
+
+
+def test_a_folder_of_other_files_names_one(tmp_path):
+    (tmp_path / "notes.pdf").touch()
+    with pytest.raises(ValueError, match=r"holds no videos \(notes.pdf: not a kind of video"):
+        video_folder.scan_folder(tmp_path, 4, 8)
+
+
+def test_what_was_changed_in_a_video_is_told_once(tmp_path, caplog):
+    for name in ("a", "b"):
+        video_corpus.write(tmp_path, "hlg.mp4").rename(tmp_path / f"{name}.mp4")
+        (tmp_path / f"{name}.txt").write_text("words")
+    videos = video_folder.scan_folder(tmp_path, 4, 8)
+    video_folder.warn_once.cache_clear()
+    for index in (0, 1, 0):
+        videos.read(index, SMALL, 0.5)
+    assert [record.message for record in caplog.records] == [
+        f"{name}.mp4 is HDR (HLG); its brightness and colours were mapped to SDR."
+        for name in ("a", "b")
+    ]
+
+
 # ---- shards
 
 
@@ -145,9 +219,15 @@ def shards(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("shards")
     good = (folder / "b.mkv").read_bytes()
     cut = good[:200]
+    Image.new("RGB", (8, 8)).save(place / "thumbnail.png")
+    thumbnail = (place / "thumbnail.png").read_bytes()
     contents = (
         ({"txt": "words", "json": {"text": "not these"}, "mkv": good}, {"txt": "x", "mkv": cut}),
-        ({"json": {"caption": "in json"}, "mkv": good}, {"mkv": good}, {"txt": "x"}),
+        (
+            {"json": {"caption": "in json"}, "mkv": good, "png": thumbnail},
+            {"mkv": good},
+            {"txt": "x", "png": thumbnail},
+        ),
     )
     for n, samples in enumerate(contents):
         with webdataset.TarWriter(str(place / f"clips-{n:04d}.tar")) as writer:

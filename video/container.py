@@ -50,7 +50,8 @@ def open_video(source: Source) -> Iterator[av.container.InputContainer]:
     """Open a file for reading; UnusableVideoError for what PyAV cannot read."""
     place = str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source)
     try:
-        container = av.open(place, "r", options=_OPTIONS)
+        # as `options`, PyAV 14 crashes where a file has no header, such as MPEG's
+        container = av.open(place, "r", container_options=_OPTIONS)
     except av.error.EOFError as error:
         raise UnusableVideoError(*NO_FRAME) from error
     except av.error.FFmpegError as error:
@@ -95,9 +96,9 @@ class Track:
     duration: float  # in seconds; 0: not given
     pixel_aspect: Fraction  # width of a pixel over its height
     transfer: int = 0  # AVColorTransferCharacteristic, see colour.py
-    has_index: bool = (
-        True  # False: a seek leads somewhere, and times behind it are guesses at first
-    )
+    has_exact_rate: bool = True
+    # False: a seek leads somewhere near, and times behind it are guesses at first
+    has_index: bool = True
 
 
 def read_track(container: av.container.InputContainer) -> Track:
@@ -119,7 +120,8 @@ def read_track(container: av.container.InputContainer) -> Track:
         _read_duration(stream),
         Fraction(stream.sample_aspect_ratio or 1),
         int(stream.codec_context.color_trc),
-        container.format.name not in _WITHOUT_INDEX,
+        has_exact_rate=container.format.name != "apng",
+        has_index=container.format.name not in _WITHOUT_INDEX,
     )
 
 

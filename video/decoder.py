@@ -1,7 +1,8 @@
 """Decodes the picture of a video file frame by frame, past what is broken in it."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -100,17 +101,18 @@ class Decoder:
         """Return the duration in seconds: what the file says, or else where its packets end."""
         if self.track.duration:
             return self.track.duration
-        ends = [0.0]
-        with open_video(self.source) as container, contextlib.suppress(av.error.FFmpegError):
-            for packet in container.demux(self._stream(container)):
-                ends.append(self._end_of(packet))
-        return max(ends)
+        return max(self._packet_ends(), default=0.0)
 
     def _read_track(self) -> Track:
         with open_video(self.source) as container:
-            return read_track(container)
+            track = read_track(container)
+        if track.has_exact_rate:
+            return track
+        self.track = track
+        ends = self._packet_ends()
+        return replace(track, rate=len(ends) / max(ends), duration=max(ends)) if ends else track
 
-    def _read(self, start: float) -> Iterator[Shown]:
+    def _read(self, start: float) -> Generator[Shown, None, None]:
         """Yield the frames from the last point before `start` on where decoding can begin."""
         self._reset()
         with open_video(self.source) as container:
@@ -152,6 +154,15 @@ class Decoder:
             self._broken += 1
             self._broken_end = max(self._broken_end, self._end_of(packet))
             return []
+
+    def _packet_ends(self) -> list[float]:
+        """Return when what is in each packet ends, in seconds."""
+        ends = []
+        with open_video(self.source) as container, contextlib.suppress(av.error.FFmpegError):
+            for packet in container.demux(self._stream(container)):
+                if packet.size:  # the last one only says that no more come
+                    ends.append(self._end_of(packet))
+        return ends
 
     def _end_of(self, packet: av.Packet) -> float:
         """Return when what is in a packet ends, in seconds; 0 where it does not say."""

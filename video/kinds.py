@@ -20,10 +20,12 @@ _WEBP_ANIMATION = 1 << 1  # a flag of the chunk VP8X
 
 def find_fault(path: Path) -> str | None:
     """Return why a file is no video, as far as name and header tell; None: it may be one."""
+    if not path.exists():
+        return "a link that leads nowhere"
     if path.suffix.lower() not in VIDEO_EXTENSIONS:
         return NO_VIDEO
     if not path.is_file():
-        return "a link that leads nowhere" if path.is_symlink() else "not a file"
+        return "not a file"
     if path.suffix.lower() not in PICTURE_EXTENSIONS:
         return None
     status = path.stat()

@@ -8,6 +8,7 @@ from ...video import kinds
 
 TABLES = ("captions.csv", "metadata.csv")
 CAPTION = ".txt"
+LONELY = "a caption without a video"
 READ_ALREADY = "a link to a folder that is read already"
 
 
@@ -24,7 +25,7 @@ def find_videos(folder: Path, table: Path | None = None) -> tuple[list[str], dic
     for file, fault in faults.items():
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         if fault and not (fault == kinds.NO_VIDEO and (hidden or file in expected)):
-            left_out[_name(file, folder)] = fault
+            left_out[_name(file, folder)] = LONELY if file.suffix == CAPTION else fault
     videos = sorted(_name(file, folder) for file, fault in faults.items() if fault is None)
     return videos, dict(sorted(left_out.items()))
 
