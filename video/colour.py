@@ -1,8 +1,8 @@
 """Colours of decoded frames as 8-bit RGB: matrix and range made explicit, HDR mapped to SDR.
 
-HDR: the transfer functions of ITU-R BT.2100-3 tables 4 and 5, the tone curve (EETF) of ITU-R
-BT.2390-11 section 5.4.1, BT.2020 to BT.709 by ITU-R BT.2407-0 section 2, and the inverse of ITU-R
-BT.1886. docs/design/hdr-to-sdr.md writes them out.
+HDR: the transfer functions of ITU-R BT.2100 (tables 4 and 5), the tone curve (EETF) of ITU-R
+BT.2390, BT.2020 to BT.709 by the matrix of ITU-R BT.2407, and the inverse of ITU-R BT.1886.
+docs/design/hdr-to-sdr.md writes them out.
 """
 
 from functools import lru_cache
@@ -14,7 +14,7 @@ PQ, HLG = 16, 18  # AVColorTransferCharacteristic
 HDR = {PQ: "PQ", HLG: "HLG"}
 PEAK = 1000.0  # cd/m2, the brightest light that is told apart; BT.2100's nominal peak of HLG
 WHITE = 203.0  # cd/m2, white of the result: BT.2408's reference white
-# BT.2407 equation 1: linear BT.2020 to linear BT.709
+# BT.2407: linear BT.2020 to linear BT.709
 _TO_BT709 = np.array(
     [[1.6605, -0.5876, -0.0728], [-0.1246, 1.1329, -0.0083], [-0.0182, -0.1006, 1.1187]], np.float32
 )
