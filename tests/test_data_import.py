@@ -155,7 +155,7 @@ def deadly(file, *_):
 def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypatch):
     monkeypatch.setattr(import_worker.multiprocessing, "get_context", lambda _: FORK)
     monkeypatch.setattr(import_worker, "read_clip", deadly)
-    tasks = [import_worker.Task(Path(f"{n}.mkv"), "caption", None, 0.0) for n in range(8)]
+    tasks = [import_worker.Task(Path(f"{n}.mkv"), "caption", None, 0.0, "") for n in range(8)]
     with contextlib.closing(import_worker.Readers(2)) as readers:
         found = [result.clip for result in readers.in_order(tasks)]
     assert [i for i, one in enumerate(found) if isinstance(one, str)] == [1, 2]

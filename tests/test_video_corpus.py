@@ -13,9 +13,10 @@ from animatediff_lightning.video.clip import read_clip as read_node_clip
 from animatediff_lightning.video.container import UnusableVideoError
 from animatediff_lightning.video.frames import open_decoder
 from animatediff_lightning.video.reader import ClipShape, Extent, probe_video, read_clip
+from animatediff_lightning.video.sound import read_sound
 
 from . import video_corpus
-from .video_corpus import CORPUS, COUNT, HLG, PQ
+from .video_corpus import CORPUS, COUNT, HLG, PQ, SOUND_RATE
 
 ALL = [*CORPUS, "moving.webp"]
 COMPARED = [name for name, video in CORPUS.items() if video.reference is not None]
@@ -232,6 +233,26 @@ def test_sound_never_costs_the_picture(corpus, name):
             assert waveform.square().mean().sqrt() == pytest.approx(0.3 / 2**0.5, rel=0.2)
 
 
+def heard_time(waveform, rate) -> float:
+    """Return the time on the corpus' clock at which a part of its sound begins, by its pitch."""
+    part = waveform[0, 0, round(0.05 * rate) : round(0.25 * rate)]
+    crossings = (part[:-1] < 0) & (part[1:] >= 0)
+    first, *_, last = crossings.nonzero().flatten().tolist()
+    pitch = (crossings.sum().item() - 1) * rate / (last - first)
+    return (pitch - 400) / 400 - (0.05 + (first + last) / 2 / rate)
+
+
+@pytest.mark.parametrize("name", [n for n, v in CORPUS.items() if v.sound and "odd" not in n])
+def test_sound_and_picture_keep_together(corpus, name):
+    video = CORPUS[name]
+    # what an MP4 has before 0 s is not shown
+    begin = max(0.0, video.times[0] / video.rate)
+    for start in (0.0, 0.3, 0.5):
+        _, waveform, _ = clip_with_sound(corpus[name], start=start, fps=12, max_frames=4)
+        heard = heard_time(waveform, SOUND_RATE)
+        assert heard == pytest.approx(begin + start, abs=0.03), start
+
+
 def test_a_track_that_nobody_can_decode_is_silence(corpus):
     clip, waveform, warnings = clip_with_sound(corpus["odd_sound.mov"])
     assert len(clip.images) == COUNT
@@ -251,6 +272,13 @@ def test_a_video_without_sound_gives_silence(corpus):
         assert waveform.shape[-1] == round(len(clip.images) / clip.fps * 44100)
         assert not waveform.any()
         assert warnings == [f"the audio of {name} is silence, since it has no sound."]
+
+
+def test_sound_that_ends_before_the_picture_is_silent_from_there(corpus):
+    sound = read_sound(corpus["h264.mkv"], 10.0, 0.5)
+    assert sound.audio["waveform"].shape == (1, 2, SOUND_RATE // 2)
+    assert not sound.audio["waveform"].any()
+    assert sound.warnings == ()
 
 
 def test_broken_packets_of_sound_are_silence_and_counted(corpus):

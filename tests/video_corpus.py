@@ -87,7 +87,7 @@ def turned(a: int, b: int, c: int, d: int) -> Callable[[bytes], bytes]:
 
 
 def renamed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
-    """Return the change of the first name of a codec into one that nobody knows."""
+    """Return the change of a name, such as a codec's, into one of the same length."""
     return lambda content: content.replace(old, new, 1)
 
 
@@ -167,6 +167,8 @@ CORPUS: dict[str, Video] = {
     "full_range_mjpeg.mov": Video("mjpeg", pixels="yuvj420p", reference=SD + ":in_range=full"),
     "untold_hd.mp4": Video(size=(1280, 32), reference=HD),
     "rgb.mkv": Video("ffv1", pixels="bgr0", reference=""),
+    "deep_rgb.mkv": Video("ffv1", pixels="gbrp10le", reference=""),
+    "deep_grey.mkv": Video("ffv1", pixels="gray10le", reference=""),
     "grey.mkv": Video("ffv1", pixels="gray", reference=""),
     "ten_bit.mkv": Video("libx265", pixels="yuv420p10le", colour=colours(BT709), reference=HD),
     "ten_bit_full_422.mkv": Video(
@@ -190,6 +192,8 @@ CORPUS: dict[str, Video] = {
     "negative.ts": Video(
         rate=25, times=[t + 25 * 95443 for t in EVEN], options={"mpegts_copyts": "1"}
     ),
+    # a title that is no UTF-8, as older programs write it
+    "odd_title.avi": Video("mpeg4", change=renamed(b"TITLE", b"Caf\xe9!")),
     # sound
     "odd_sound.mov": Video(sound=["pcm_s16le"], change=renamed(b"sowt", b"zzzz")),
     "odd_sound_first.mov": Video(sound=["pcm_s16le", "aac"], change=renamed(b"sowt", b"zzzz")),
@@ -213,6 +217,7 @@ def write(folder: Path, name: str) -> Path:
         stream.width, stream.height = video.size
         stream.pix_fmt = video.pixels
         stream.options = QUALITY.get(video.codec, COARSE)
+        file.metadata["title"] = "TITLE"
         context = stream.codec_context
         context.sample_aspect_ratio = video.aspect
         for attribute, value in video.colour.items():
@@ -236,8 +241,9 @@ def _add_sound(file, codec: str):
 
 
 def _write_sound(file, track, seconds: float) -> None:
-    """Write a tone of 440 Hz from 0 s on."""
-    samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * SOUND_RATE)) / SOUND_RATE)
+    """Write a tone whose pitch tells the time: 400 Hz at 0 s, 400 more each second."""
+    time = np.arange(round(seconds * SOUND_RATE)) / SOUND_RATE
+    samples = 0.3 * np.sin(2 * np.pi * (400 * time + 200 * time**2))
     frame = av.AudioFrame.from_ndarray(
         np.stack([samples] * 2).astype(np.float32), format="fltp", layout="stereo"
     )

@@ -33,11 +33,12 @@ _EXACT = _QUICK | 0x2000 | 0x40000  # and FULL_CHR_H_INT, ACCURATE_RND: HDR spre
 def read_rgb(frame: av.VideoFrame, transfer: int) -> np.ndarray:
     """Return a frame as RGB (h, w, 3): uint8, or uint16 for HDR, whose transfer stays as it is."""
     matrix = choose_matrix(int(frame.colorspace), frame.width, frame.height)
+    other = _BT709 if matrix == _BT601 else _BT601
     rgb = frame.reformat(
         format="rgb48le" if transfer in HDR else "rgb24",
         src_colorspace=matrix,
-        # RGB has no matrix, but PyAV converts nothing where both are equal
-        dst_colorspace=_BT709 if matrix == _BT601 else _BT601,
+        # PyAV leaves out the matrix where both are equal, which is right for RGB alone
+        dst_colorspace=matrix if frame.format.is_rgb else other,
         src_color_range=choose_range(int(frame.color_range), frame.format),
         dst_color_range=_JPEG,
         interpolation=_EXACT if transfer in HDR else _QUICK,
@@ -56,7 +57,8 @@ def choose_range(told: int, pixel_format: av.VideoFormat) -> int:
         return _JPEG
     if told in (_MPEG, _JPEG):
         return told
-    return _JPEG if pixel_format.name.startswith(("yuvj", "gray", "mono", "pal8")) else _MPEG
+    full = ("yuvj", "gray", "ya", "mono", "pal8")
+    return _JPEG if pixel_format.name.startswith(full) else _MPEG
 
 
 def to_sdr(pixels: np.ndarray, transfer: int) -> np.ndarray:

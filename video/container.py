@@ -1,9 +1,9 @@
 """Opens video files, and reads what they say about their picture."""
 
+import contextlib
 import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,7 @@ _OPTIONS = {
     "protocol_whitelist": "file",
 }
 
-_WITHOUT_INDEX = ("mpeg", "mpegts", "mpegvideo")
+SETTLED = 1.0  # seconds; a stream of MPEG repeats its clock more often
 
 
 class UnusableVideoError(ValueError):
@@ -45,19 +45,38 @@ DAMAGED = (
 )
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_video(source: Source) -> Iterator[av.container.InputContainer]:
     """Open a file for reading; UnusableVideoError for what PyAV cannot read."""
     place = str(source.absolute()) if isinstance(source, Path) else io.BytesIO(source)
     try:
         # as `options`, PyAV 14 crashes where a file has no header, such as MPEG's
-        container = av.open(place, "r", container_options=_OPTIONS)
+        container = av.open(place, "r", container_options=_OPTIONS, metadata_errors="replace")
     except av.error.EOFError as error:
         raise UnusableVideoError(*NO_FRAME) from error
     except av.error.FFmpegError as error:
         raise UnusableVideoError(*DAMAGED) from error
     with container:
         yield container
+
+
+def read_packets(container: av.container.InputContainer, stream: av.stream.Stream) -> Iterator:
+    """Yield the packets of a stream; what cannot be read from the file is the end."""
+    # PyAV raises IndexError at the end of a file whose other streams began late
+    with contextlib.suppress(av.error.FFmpegError, IndexError):
+        yield from container.demux(stream)
+
+
+def seek(container: av.container.InputContainer, stream: av.stream.Stream, seconds: float) -> None:
+    """Go to a time on the clock of the file, or before it; stay where that cannot be done."""
+    if stream.time_base is not None:
+        with contextlib.suppress(av.error.FFmpegError):
+            container.seek(int(seconds / stream.time_base), stream=stream)
+
+
+def has_index(container: av.container.InputContainer) -> bool:
+    """Tell whether a seek leads where it should; otherwise times behind it are guesses at first."""
+    return container.format.name not in ("mpeg", "mpegts", "mpegvideo")
 
 
 def check_readable(source: Source) -> None:
@@ -97,7 +116,6 @@ class Track:
     pixel_aspect: Fraction  # width of a pixel over its height
     transfer: int = 0  # AVColorTransferCharacteristic, see colour.py
     has_exact_rate: bool = True
-    # False: a seek leads somewhere near, and times behind it are guesses at first
     has_index: bool = True
 
 
@@ -121,7 +139,7 @@ def read_track(container: av.container.InputContainer) -> Track:
         Fraction(stream.sample_aspect_ratio or 1),
         int(stream.codec_context.color_trc),
         has_exact_rate=container.format.name != "apng",
-        has_index=container.format.name not in _WITHOUT_INDEX,
+        has_index=has_index(container),
     )
 
 

@@ -1,6 +1,5 @@
 """Decodes the picture of a video file frame by frame, past what is broken in it."""
 
-import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -10,18 +9,20 @@ import av
 from . import colour
 from .container import (
     NO_FRAME,
+    SETTLED,
     Source,
     Track,
     UnusableVideoError,
     open_video,
+    read_packets,
     read_track,
+    seek,
     to_seconds,
 )
 from .picture import Picture
 
 Shown = tuple[float, float, Picture]  # from, until (seconds since the first frame), and what
 _EARLIER = (0.0, 2.0, 16.0)  # seconds; where a file has no good index, a seek leads too far
-_SETTLED = 1.0  # seconds; a stream of MPEG repeats its clock more often
 _RATE = 25.0  # frames a second where a file tells neither rate nor times; FFmpeg's own
 
 
@@ -66,7 +67,7 @@ class Decoder:
 
     def frames(self, start: float = 0.0) -> Iterator[Shown]:
         """Yield (from, until, picture) in order, beginning at or before `start` seconds."""
-        latest = start if self.track.has_index else start - _SETTLED
+        latest = start if self.track.has_index else start - SETTLED
         for earlier in _EARLIER:
             if start > earlier:
                 shown = self._read(start - earlier)
@@ -118,13 +119,9 @@ class Decoder:
         with open_video(self.source) as container:
             stream = self._stream(container)
             stream.thread_type = "SLICE"  # threads for frames lose some beside a broken packet
-            if start > 0 and stream.time_base is not None:
-                ticks = int((self.track.origin + start) / stream.time_base)
-                with contextlib.suppress(av.error.FFmpegError):  # it then reads from the beginning
-                    container.seek(ticks, stream=stream)
-            # what cannot be read from the file is the end
-            with contextlib.suppress(av.error.FFmpegError):
-                yield from self._time_frames(container.demux(stream))
+            if start > 0:
+                seek(container, stream, self.track.origin + start)
+            yield from self._time_frames(read_packets(container, stream))
         self.ended = True
 
     def _time_frames(self, packets: Iterable[av.Packet]) -> Iterator[Shown]:
@@ -158,8 +155,8 @@ class Decoder:
     def _packet_ends(self) -> list[float]:
         """Return when what is in each packet ends, in seconds."""
         ends = []
-        with open_video(self.source) as container, contextlib.suppress(av.error.FFmpegError):
-            for packet in container.demux(self._stream(container)):
+        with open_video(self.source) as container:
+            for packet in read_packets(container, self._stream(container)):
                 if packet.size:  # the last one only says that no more come
                     ends.append(self._end_of(packet))
         return ends

@@ -20,6 +20,13 @@ _WEBP_ANIMATION = 1 << 1  # a flag of the chunk VP8X
 
 def find_fault(path: Path) -> str | None:
     """Return why a file is no video, as far as name and header tell; None: it may be one."""
+    try:
+        return _find_fault(path)
+    except OSError as error:
+        return f"it cannot be opened ({error.strerror})"
+
+
+def _find_fault(path: Path) -> str | None:
     if not path.exists():
         return "a link that leads nowhere"
     if path.suffix.lower() not in VIDEO_EXTENSIONS:

@@ -87,7 +87,7 @@ def _task(
         caption = captions.of(file, name)
     except UnusableVideoError:
         caption = ""
-    return Task(file, caption, shape, where)
+    return Task(file, caption, shape, where, name)
 
 
 def _make_shard(

@@ -24,6 +24,7 @@ class Task:
     caption: str
     shape: ClipShape
     where: float
+    name: str  # in warnings
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_task(task: Task) -> Result:
         return Result(NO_CAPTION)
     warnings: list[str] = []
     try:
-        clip = read_clip(task.file, task.shape, task.where, warnings.append, task.file.name)
+        clip = read_clip(task.file, task.shape, task.where, warnings.append, task.name)
     except Exception as error:  # whatever a decoder meets in this file, the others are read
         return Result(str(error) or type(error).__name__)
     return Result(clip, tuple(warnings))

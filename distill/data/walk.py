@@ -19,7 +19,7 @@ def find_videos(folder: Path, table: Path | None = None) -> tuple[list[str], dic
     not told: captions beside a video, tables of captions, and hidden files.
     """
     files, left_out = _walk(folder)
-    faults = {file: _find_fault(file) for file in files}
+    faults = {file: kinds.find_fault(file) for file in files}
     captions = {f.with_suffix(CAPTION) for f, fault in faults.items() if fault != kinds.NO_VIDEO}
     expected = {*captions, *(folder / t for t in TABLES), table}
     for file, fault in faults.items():
@@ -40,13 +40,6 @@ def explain_no_videos(folder: Path, left_out: dict[str, str]) -> str:
 
 def _name(file: Path, folder: Path) -> str:
     return file.relative_to(folder).as_posix()
-
-
-def _find_fault(file: Path) -> str | None:
-    try:
-        return kinds.find_fault(file)
-    except OSError as error:
-        return f"it cannot be opened ({error.strerror})"
 
 
 def _walk(folder: Path) -> tuple[list[Path], dict[str, str]]:
