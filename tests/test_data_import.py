@@ -37,8 +37,10 @@ def moving(seed):
 def videos(tmp_path_factory):
     """WebVid's layout: page_dir/videoid.mp4 and a table; one more by its contentUrl, bad ones."""
     folder = tmp_path_factory.mktemp("videos")
+    pages = tmp_path_factory.mktemp("another_disk")
+    (folder / "000001_000050").symlink_to(pages)
     for number in (1, 2, 3):
-        write_lossless(folder / "000001_000050" / f"{number}.mkv", moving(number))
+        write_lossless(pages / f"{number}.mkv", moving(number))
     write_lossless(folder / "stock-footage-a-boat.mkv", moving(4))
     (folder / "0broken.mp4").write_bytes(b"no video")
     (folder / "0empty.mp4").touch()

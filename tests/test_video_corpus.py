@@ -1,5 +1,6 @@
 """Every kind of video: as ffmpeg shows it, the same in nodes and trainer, past what is broken."""
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -331,6 +332,27 @@ def test_broken_packets_cost_their_frames_alone(corpus, name, count, decoded, pa
         theirs = frame.to_ndarray(format="rgb24")
         assert theirs.shape[:2] == size[::-1]
         assert np.abs(theirs.astype(int) - ours).mean() <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["h264.mp4", "h264.mkv", "h264.ts", "mpeg2.mpg", "moving.webp"])
+def test_damage_anywhere_is_survived_or_told_in_a_sentence(corpus, tmp_path, name):
+    path = tmp_path / name
+    told = []
+    for seed in range(12):
+        generator = np.random.default_rng(seed)
+        content = bytearray(corpus[name].read_bytes())
+        place, size = generator.integers(len(content)), generator.integers(1, 2000)
+        content[place : place + size] = generator.bytes(size) if seed % 2 else b""
+        path.write_bytes(content)
+        try:
+            clip = read_node_clip(path, ClipRequest(0.4, 5, 8, 64, 64))
+            assert clip.images.shape[1:] == (64, 64, 3)
+        except ValueError as error:
+            told.append(str(error))
+        with contextlib.suppress(UnusableVideoError):
+            assert read_clip(path, ClipShape(4, 8, 64, 64), 0.5).shape == (4, 64, 64, 3)
+    assert all(name in sentence for sentence in told)
 
 
 def test_what_is_no_video_is_refused(corpus, tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def seek(container: av.container.InputContainer, stream: av.stream.Stream, secon
     """Go to a time on the clock of the file, or before it; stay where that cannot be done."""
     if stream.time_base is not None:
         with contextlib.suppress(av.error.FFmpegError):
-            container.seek(int(seconds / stream.time_base), stream=stream)
+            container.seek(math.floor(seconds / stream.time_base), stream=stream)
 
 
 def has_index(container: av.container.InputContainer) -> bool:

@@ -7,6 +7,7 @@ import av
 import numpy as np
 
 from . import colour
+from .container import UnusableVideoError
 from .orientation import Orientation, read_orientation
 from .size import crop_and_resize
 
@@ -36,7 +37,11 @@ class Picture:
         Pixels are resized as they are stored, and HDR is mapped to SDR after that.
         """
         turn = self.orientation
-        pixels = turn.apply(colour.read_rgb(self.frame, self.transfer))
+        try:
+            pixels = turn.apply(colour.read_rgb(self.frame, self.transfer))
+        except av.error.FFmpegError as error:
+            reason = f"its pixels are of an unknown kind ({self.frame.format.name})"
+            raise UnusableVideoError(reason) from error
         aspect = 1 / self.pixel_aspect if turn.swapped else self.pixel_aspect
         # a float may round the other way where half a pixel decides
         pixels = crop_and_resize(pixels, size, Fraction(*size) / aspect)

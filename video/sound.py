@@ -73,7 +73,7 @@ class _Track:
         if first is None:
             return None
         self.rate = first.sample_rate
-        channels = min(2, first.layout.nb_channels)
+        channels = 1 if first.layout.nb_channels == 1 else 2
         samples = np.zeros((channels, round(seconds * self.rate)), dtype=np.float32)
         for time, chunk in self._chunks(itertools.chain([first], frames), start, channels):
             place = round((time - start) * self.rate)
@@ -100,9 +100,16 @@ class _Track:
                 resamplers[setup] = av.AudioResampler("fltp", layout, self.rate)
             if place is None or (frame.time is not None and abs(frame.time - place) > _GAP):
                 place = start if frame.time is None else frame.time
-            for part in resamplers[setup].resample(frame):
+            for part in self._resample(resamplers[setup], frame):
                 yield place, part.to_ndarray()
                 place += part.samples / self.rate
+
+    def _resample(self, resampler: av.AudioResampler, frame: av.AudioFrame) -> list[av.AudioFrame]:
+        try:
+            return resampler.resample(frame)
+        except av.error.FFmpegError:  # of channels that nobody knows
+            self._broken += 1
+            return []
 
     def _frames(self, start: float) -> Iterator[av.AudioFrame]:
         """Decode from a little before `start` on, or from the beginning."""

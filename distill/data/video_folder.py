@@ -66,6 +66,8 @@ def scan_folder(folder: Path, frames: int, fps: float) -> VideoFolder:
             good[name] = caption
         except (UnusableVideoError, OSError) as error:
             bad[name] = str(error)
+    for name, reason in bad.items():
+        logger.debug("%s is skipped: %s", name, reason)
     if not good:
         raise ValueError(explain_none_usable(folder, {name: bad[name] for name in names}))
     return VideoFolder(folder, tuple(good), tuple(good.values()), bad)
