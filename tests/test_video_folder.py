@@ -189,6 +189,15 @@ def test_every_file_that_is_left_out_is_told(folder):
     assert "lonely.txt (a caption without a video)" in told
 
 
+def test_the_folder_that_is_written_is_not_read(tmp_path):
+    write_lossless(tmp_path / "a.mkv", numbered(8))
+    write_lossless(tmp_path / "out" / "b.mkv", numbered(8))
+    (tmp_path / "out" / "clips-000000.tar").touch()
+    (tmp_path / "other.csv").touch()
+    found = walk.find_videos(tmp_path, (tmp_path / "other.csv").resolve(), tmp_path / "out")
+    assert found == (["a.mkv"], {})
+
+
 def test_a_folder_of_other_files_names_one(tmp_path):
     (tmp_path / "notes.pdf").touch()
     with pytest.raises(ValueError, match=r"holds no videos \(notes.pdf: not a kind of video"):

@@ -111,7 +111,8 @@ class Decoder:
             return track
         self.track = track
         ends = self._packet_ends()
-        return replace(track, rate=len(ends) / max(ends), duration=max(ends)) if ends else track
+        end = max(ends, default=0.0)
+        return replace(track, rate=len(ends) / end, duration=end) if end > 0 else track
 
     def _read(self, start: float) -> Generator[Shown, None, None]:
         """Yield the frames from the last point before `start` on where decoding can begin."""
@@ -164,7 +165,8 @@ class Decoder:
     def _end_of(self, packet: av.Packet) -> float:
         """Return when what is in a packet ends, in seconds; 0 where it does not say."""
         lasts = to_seconds(packet.duration, packet.time_base) or self._usual_duration
-        return self._since_origin(packet.pts, packet.time_base, -lasts) + lasts
+        stamp = packet.dts if packet.pts is None else packet.pts
+        return self._since_origin(stamp, packet.time_base, -lasts) + lasts
 
     def _since_origin(self, ticks: int | None, unit: Fraction | None, without: float) -> float:
         """Return a time of the file in seconds since the first frame; `without` for None."""

@@ -42,7 +42,7 @@ def import_videos(
     """
     quiet_libraries()
     rank, world_size = distributed.share(rank, world_size)
-    names, left_out = walk.find_videos(request.videos, request.table)
+    names, left_out = walk.find_videos(request.videos, request.table, request.out)
     if not names:
         raise ValueError(f"{walk.explain_no_videos(request.videos, left_out)}.")
     captions = video_folder.read_captions(request.videos, request.table)
