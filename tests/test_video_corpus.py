@@ -98,7 +98,9 @@ def expected_sdr(signal: np.ndarray, transfer: int) -> np.ndarray:
 
 
 @needs_ffmpeg
-@pytest.mark.parametrize(("name", "transfer"), [("hlg.mp4", HLG), ("pq.mp4", PQ)])
+@pytest.mark.parametrize(
+    ("name", "transfer"), [("hlg.mp4", HLG), ("hlg_av1.webm", HLG), ("pq.mp4", PQ)]
+)
 def test_hdr_is_mapped_by_the_documented_formula(corpus, name, transfer):
     _, frames = decode(corpus[name])
     exact = "flags=bicubic+accurate_rnd+full_chroma_int"

@@ -179,6 +179,13 @@ CORPUS: dict[str, Video] = {
     ),
     "hlg.mp4": Video(**HDR, colour=colours(BT2020, transfer=HLG, primaries=9)),
     "pq.mp4": Video(**HDR, colour=colours(BT2020, transfer=PQ, primaries=9)),
+    "hlg_av1.webm": Video(
+        "libsvtav1",
+        size=(64, 64),
+        pixels="yuv420p10le",
+        reference=None,
+        colour=colours(BT2020, transfer=HLG, primaries=9),
+    ),
     # time
     "variable.mp4": Video(times=UNEVEN, sound=["aac"]),
     "variable.webm": Video("libvpx-vp9", times=UNEVEN),
