@@ -230,6 +230,7 @@ def shards(folder, tmp_path_factory):
     cut = good[:200]
     Image.new("RGB", (8, 8)).save(place / "thumbnail.png")
     thumbnail = (place / "thumbnail.png").read_bytes()
+    (place / "thumbnail.png").unlink()
     contents = (
         ({"txt": "words", "json": {"text": "not these"}, "mkv": good}, {"txt": "x", "mkv": cut}),
         (
@@ -251,7 +252,10 @@ def test_shards_of_webdataset_give_the_same_clips_as_files(shards, folder):
     assert sorted(videos.bad.values()) == ["no caption", "no video"]
     expected = read_clip(folder / "b.mkv", SMALL, 0.7)
     assert np.array_equal(videos.read(2, SMALL, 0.7), expected)
-    assert clips.open_videos(str(shards), 4, 8).names == videos.names
+    (shards / "b.mkv").touch()
+    whole = clips.open_videos(str(shards), 4, 8)
+    assert whole.names == videos.names
+    assert whole.bad == {**videos.bad, "b.mkv": "beside shards, which are read instead"}
     with pytest.raises(UnusableVideoError):
         videos.read(1, SMALL, 0.0)
 

@@ -33,6 +33,13 @@ def find_videos(
     return videos, dict(sorted(left_out.items()))
 
 
+def list_beside_shards(folder: Path) -> dict[str, str]:
+    """Return why the files beside a folder's webdataset shards are left out."""
+    videos, left_out = find_videos(folder)
+    others = {name: fault for name, fault in left_out.items() if not name.endswith(".tar")}
+    return dict.fromkeys(videos, "beside shards, which are read instead") | others
+
+
 def explain_no_videos(folder: Path, left_out: dict[str, str]) -> str:
     """Return the sentence for a folder without a single video."""
     first = next(iter(left_out.items()), None)
