@@ -17,14 +17,15 @@ class LoadVideo(io.ComfyNode):
             node_id="ADL_LoadVideo",
             display_name="Load Video Frames",
             category="AnimateDiff-Lightning",
-            description="Loads a video as frames for video-to-video: a part of it, at the frame "
-            "rate and size you need, with the sound of that part.",
+            description="Loads a video, GIF or animated picture as frames for video-to-video: a "
+            "part of it, at the frame rate and size you need, with the sound of that part.",
             inputs=[
                 io.Combo.Input(
                     "video",
                     options=folders.list_input_videos(),
                     upload=io.UploadType.video,
-                    tooltip="A video in ComfyUI's input folder; the button uploads one into it.",
+                    tooltip="A video, GIF, animated WebP or animated PNG in ComfyUI's input "
+                    "folder; the button uploads a video into it.",
                 ),
                 io.Float.Input(
                     "start",
@@ -82,12 +83,14 @@ class LoadVideo(io.ComfyNode):
             outputs=[
                 io.Image.Output(
                     display_name="images",
-                    tooltip="The frames; connect to VAE Encode or a ControlNet preprocessor.",
+                    tooltip="The frames; connect to VAE Encode or a ControlNet preprocessor. HDR "
+                    "becomes SDR, and transparency is left out.",
                 ),
                 io.Audio.Output(
                     display_name="audio",
-                    tooltip="The sound of the same part, for Create Video; empty if the video is "
-                    "silent. Sound with more than two channels becomes stereo.",
+                    tooltip="The sound of the same part, for Create Video; silence if the video "
+                    "has no sound that can be read. Sound with more than two channels becomes "
+                    "stereo.",
                 ),
                 io.Float.Output(
                     display_name="fps",
@@ -134,4 +137,5 @@ class LoadVideo(io.ComfyNode):
             memory=execution.get_free_memory(),
             on_frame=execution.raise_if_cancelled,
         )
+        execution.show_on_node(*clip.warnings)
         return io.NodeOutput(clip.images, clip.audio, clip.fps, len(clip.images))

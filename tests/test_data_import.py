@@ -37,11 +37,14 @@ def moving(seed):
 def videos(tmp_path_factory):
     """WebVid's layout: page_dir/videoid.mp4 and a table; one more by its contentUrl, bad ones."""
     folder = tmp_path_factory.mktemp("videos")
+    pages = tmp_path_factory.mktemp("another_disk")
+    (folder / "000001_000050").symlink_to(pages)
     for number in (1, 2, 3):
-        write_lossless(folder / "000001_000050" / f"{number}.mkv", moving(number))
+        write_lossless(pages / f"{number}.mkv", moving(number))
     write_lossless(folder / "stock-footage-a-boat.mkv", moving(4))
     (folder / "0broken.mp4").write_bytes(b"no video")
     (folder / "0empty.mp4").touch()
+    (folder / "notes.pdf").touch()
     shutil.copy(real_video(), folder / "untold.mp4")
     with (folder / "results.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -99,11 +102,12 @@ def test_clips_are_the_videos_frames_with_their_captions_in_both_orientations(im
 def test_bad_videos_are_counted_and_listed(imported, command, capsys):
     assert main([*command, "--out", str(imported)]) == 0  # again: nothing is left to do
     told = capsys.readouterr().out
-    assert f"{imported} now holds 4 clips from 7 videos. 3 videos skipped: " in told
+    assert f"{imported} now holds 4 clips from 7 videos. 4 files skipped: " in told
     assert "0empty.mp4 (an empty file)" in told
     with (imported / import_videos.BAD).open() as file:
         listed = {row["file_name"]: row["reason"] for row in csv.DictReader(file)}
-    assert set(listed) == {"0broken.mp4", "0empty.mp4", "untold.mp4"}
+    assert set(listed) == {"0broken.mp4", "0empty.mp4", "notes.pdf", "untold.mp4"}
+    assert listed["notes.pdf"] == "not a kind of video that is read"
     assert listed["untold.mp4"] == "no caption"
     assert main(["data", "verify", str(imported)]) == 0
 
@@ -140,7 +144,7 @@ def test_mended_captions_are_taken_by_the_same_command(tmp_path, capsys):
     assert made() == {"other", "d"}
 
 
-def deadly(file, _shape, _where):
+def deadly(file, *_):
     """As read_clip, but one video kills its process, another makes an error of its own."""
     if file.name == "1.mkv":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -153,9 +157,9 @@ def deadly(file, _shape, _where):
 def test_a_video_that_kills_its_decoder_is_told_and_the_others_are_read(monkeypatch):
     monkeypatch.setattr(import_worker.multiprocessing, "get_context", lambda _: FORK)
     monkeypatch.setattr(import_worker, "read_clip", deadly)
-    tasks = [import_worker.Task(Path(f"{n}.mkv"), "caption", None, 0.0) for n in range(8)]
+    tasks = [import_worker.Task(Path(f"{n}.mkv"), "caption", None, 0.0, "") for n in range(8)]
     with contextlib.closing(import_worker.Readers(2)) as readers:
-        found = list(readers.in_order(tasks))
+        found = [result.clip for result in readers.in_order(tasks)]
     assert [i for i, one in enumerate(found) if isinstance(one, str)] == [1, 2]
     assert found[1] == import_worker.KILLED
     assert found[2] == "MemoryError"

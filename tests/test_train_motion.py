@@ -246,7 +246,7 @@ def test_the_command_trains_on_a_real_video_and_says_what_it_skipped(files, run,
     assert code == 0, warned
     assert "wrote" in said
     assert "(motion LoRA, 2 iterations)" in said
-    assert re.search(r"2 videos skipped: cut.mp4 \(damaged.*, silent.mp4 \(no caption\)", warned)
+    assert re.search(r"2 files skipped: cut.mp4 \(damaged.*, silent.mp4 \(no caption\)", warned)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "out.png", "out.safetensors"]
     keys = load_file(tmp_path / "out.safetensors")
     key = (

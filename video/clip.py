@@ -1,4 +1,4 @@
-"""Reads a part of a video as a clip through PyAV: even in time, resized, with its sound.
+"""Reads a part of a video as a clip for the nodes: even in time, resized, with its sound.
 
 Files are decoded frame by frame, and nothing is kept but the frames that are returned.
 """
@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 
-from .decoder import Decoder, open_video, read_pixels, read_track, resample_frames
-from .size import choose_size, crop_and_resize
+from .container import UnusableVideoError
+from .decoder import Decoder
+from .frames import open_decoder, render_frames
+from .picture import Picture
+from .size import choose_size
 from .sound import read_sound
 
 _HIGHEST_RATE = 300  # frames a second; recordings of browsers claim 1000
@@ -34,11 +36,15 @@ class ClipRequest:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames (frames, height, width, 3) in 0..1, their rate, and the sound of the same span."""
+    """Frames (frames, height, width, 3) in 0..1, their rate, and the sound of the same span.
+
+    `warnings` tell in sentences what was changed, or could not be read.
+    """
 
     images: torch.Tensor
     fps: float
-    audio: dict | None
+    audio: dict
+    warnings: tuple[str, ...] = ()
 
 
 def read_clip(
@@ -51,45 +57,48 @@ def read_clip(
 
     Raises ValueError with one sentence where the file or the request is no good.
     """
-    with open_video(path) as container:
-        track = read_track(container, path.name)
-    fps = request.fps or _check_rate(track.rate, path.name)
-    limit = request.max_frames or math.inf
-    decoder = Decoder(path, track, track.rate or fps, on_frame)
-    shown = resample_frames(decoder.frames(request.start), fps, request.start, limit)
-    images = _collect_images(shown, track.pixel_aspect, request, memory, path.name)
-    decoder.check_complete(request.start, len(images), limit)
-    with open_video(path) as container:
-        audio = read_sound(container, track.origin + request.start, len(images) / fps)
-    return Clip(images, fps, audio)
+    try:
+        decoder = open_decoder(path, path.name, on_frame)
+        fps = request.fps or _check_rate(decoder)
+        images = _read_images(decoder, request, fps, memory)
+    except UnusableVideoError as error:
+        raise ValueError(f"{path.name} {error.sentence}") from error
+    sound = read_sound(path, decoder.track.origin + request.start, len(images) / fps)
+    return Clip(images, fps, sound.audio, decoder.warnings + sound.warnings)
 
 
-def _check_rate(rate: float, name: str) -> float:
+def _check_rate(decoder: Decoder) -> float:
+    rate = decoder.track.rate
     if 0 < rate <= _HIGHEST_RATE:
         return rate
     raise ValueError(
-        f"the frame rate of {name} is unknown (the file says {rate:g}); set fps, for example 24."
+        f"the frame rate of {decoder.name} is unknown (the file says {rate:g}); set fps, for "
+        "example 24."
     )
 
 
-def _collect_images(
-    frames: Iterable[av.VideoFrame],
-    pixel_aspect: float,
-    request: ClipRequest,
-    memory: float,
-    name: str,
-) -> torch.Tensor:
+def _read_images(decoder: Decoder, request: ClipRequest, fps: float, memory: float) -> torch.Tensor:
+    """Return the frames (frames, height, width, 3) of a file that is complete as far as asked."""
+    limit = request.max_frames or math.inf
+
+    def size(first: Picture) -> tuple[int, int]:
+        return choose_size(*first.shape, request.width, request.height)
+
+    frames = render_frames(decoder, fps, request.start, limit, size)
+    images = _collect_images(frames, memory, decoder.name)
+    if len(images) == 0 and decoder.end > 0:
+        raise ValueError(
+            f"start is {request.start:g} s, but {decoder.name} ends at {decoder.end:.2f} s; choose "
+            "an earlier start."
+        )
+    decoder.check_complete(len(images), limit)
+    return images
+
+
+def _collect_images(frames: Iterable[np.ndarray], memory: float, name: str) -> torch.Tensor:
     """Convert the frames, each once, into one tensor (frames, height, width, 3)."""
     pictures: deque[np.ndarray] = deque()
-    last: av.VideoFrame | None = None
-    size: tuple[int, int] | None = None
-    for frame in frames:
-        if frame is not last:
-            last, (pixels, aspect) = frame, read_pixels(frame, pixel_aspect)
-            if size is None:
-                own_height, own_width = pixels.shape[:2]
-                size = choose_size(own_width * aspect, own_height, request.width, request.height)
-            pixels = crop_and_resize(pixels, size, size[0] / size[1] / aspect)
+    for pixels in frames:
         pictures.append(pixels)
         if len(pictures) * pixels.size * _BYTES_PER_VALUE > memory:
             height, width = pixels.shape[:2]

@@ -1,179 +1,181 @@
-"""Decodes the picture of a video file frame by frame, with honest errors."""
+"""Decodes the picture of a video file frame by frame, past what is broken in it."""
 
-import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
-from typing import TypeVar
 
 import av
-import numpy as np
 
-# playlists are left out: they would read other files than the one that was chosen
-_FORMATS = (
-    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,asf,ogg,mxf,dv,gif,"
-    "mp3,wav,flac,aac"
+from . import colour
+from .container import (
+    NO_FRAME,
+    SETTLED,
+    Source,
+    Track,
+    UnusableVideoError,
+    open_video,
+    read_packets,
+    read_track,
+    seek,
+    to_seconds,
 )
-_ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC, the cover of a song
-_NO_FRAME = "{} has no frames; copy or export it again."
-Frame = TypeVar("Frame")
+from .picture import Picture
 
-
-@contextmanager
-def open_video(path: Path) -> Iterator[av.container.InputContainer]:
-    """Open a file for reading; what PyAV cannot read becomes a ValueError of one sentence."""
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path.name} is an empty file; copy or export it again.")
-    try:
-        with av.open(str(path), options={"format_whitelist": _FORMATS}) as container:
-            yield container
-    except av.error.EOFError as error:
-        raise ValueError(_NO_FRAME.format(path.name)) from error
-    except av.error.FFmpegError as error:
-        raise ValueError(
-            f"{path.name} is damaged, or is not a video that PyAV can read; if a player shows it, "
-            "convert it to MP4 (H.264)."
-        ) from error
-
-
-@dataclass(frozen=True)
-class Track:
-    """What a file says about its picture."""
-
-    index: int  # of the stream
-    origin: float  # where the picture begins on the clock of the file, in seconds
-    rate: float  # frames a second, on average where they vary; 0: not given
-    duration: float  # in seconds; 0: not given
-    pixel_aspect: float  # width of a pixel over its height
-
-
-def read_track(container: av.container.InputContainer, name: str) -> Track:
-    """Return what a file says about its first video; raises ValueError where it has none."""
-    streams = [s for s in container.streams.video if not int(s.disposition) & _ATTACHED_PICTURE]
-    if not streams:
-        if container.streams.audio:
-            raise ValueError(f"{name} has sound but no picture; load it with Load Audio.")
-        raise ValueError(f"{name} has no picture; choose a video.")
-    stream = streams[0]
-    return Track(
-        stream.index,
-        _to_seconds(stream.start_time, stream.time_base),
-        float(stream.average_rate or stream.guessed_rate or 0),
-        _read_duration(stream),
-        float(stream.sample_aspect_ratio or 1),
-    )
-
-
-def _read_duration(stream: av.VideoStream) -> float:
-    if stream.duration:
-        return _to_seconds(stream.duration, stream.time_base)
-    written = stream.metadata.get("DURATION", "")  # Matroska: 00:00:01.033000000
-    parts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", written)
-    if parts is None:
-        return 0.0
-    hours, minutes, seconds = map(float, parts.groups())
-    return hours * 3600 + minutes * 60 + seconds
-
-
-def _to_seconds(ticks: int | None, unit: Fraction | None) -> float:
-    """Return a time that a file gives in units of its own; 0 where it gives none."""
-    return float(ticks * unit) if ticks and unit else 0.0
+Shown = tuple[float, float, Picture]  # from, until (seconds since the first frame), and what
+_EARLIER = (0.0, 2.0, 16.0)  # seconds; where a file has no good index, a seek leads too far
+_RATE = 25.0  # frames a second where a file tells neither rate nor times; FFmpeg's own
 
 
 class Decoder:
     """The frames of one file, each with the seconds since the first, and how far they went."""
 
-    def __init__(self, path: Path, track: Track, rate: float, on_frame: Callable[[], None]) -> None:
-        self.path, self.track, self.rate, self.on_frame = path, track, rate, on_frame
+    def __init__(
+        self, source: Source, name: str, on_frame: Callable[[], None] = lambda: None
+    ) -> None:
+        self.source, self.name, self.on_frame = source, name, on_frame
+        self.track = self._read_track()
+        self._tilted = False
+        self._reset()
+
+    def _reset(self) -> None:
+        """Begin a reading."""
         self.end = 0.0  # where the last decoded frame ends
         self.ended = False  # no frame is left in the file
+        self._broken = 0  # packets
+        self._broken_end = 0.0  # where the last of them ends
 
-    def frames(self, start: float) -> Iterator[tuple[float, float, av.VideoFrame]]:
-        """Yield (from, until, frame) in order, beginning at or before `start` seconds."""
-        if start > 0:
-            with open_video(self.path) as container:
-                frames = self._decode(container, start)
-                first = next(frames, None)
-                if first is not None and first[0] <= start:
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was wrong with the frames that were read, or changed in them, in sentences."""
+        told = []
+        if self.track.transfer in colour.HDR:
+            told.append(
+                f"{self.name} is HDR ({colour.HDR[self.track.transfer]}); its brightness and "
+                "colours were mapped to SDR."
+            )
+        if self._tilted:
+            told.append(f"{self.name} is turned by an odd angle; the nearest right angle is used.")
+        if self._broken:
+            packets = f"{self._broken} broken packet{'s' * (self._broken > 1)}"
+            told.append(f"{self.name} has {packets}; the frame before is shown for longer.")
+        return tuple(told)
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, on average where they vary."""
+        return self.track.rate or _RATE
+
+    def frames(self, start: float = 0.0) -> Iterator[Shown]:
+        """Yield (from, until, picture) in order, beginning at or before `start` seconds."""
+        latest = start if self.track.has_index else start - SETTLED
+        for earlier in _EARLIER:
+            if start > earlier:
+                shown = self._read(start - earlier)
+                first = next(shown, None)
+                if first is not None and first[0] <= latest and first[2].frame.key_frame:
                     yield first
-                    yield from frames
+                    yield from shown
                     return
-        # from the beginning, also where the file has no good index or start is past the end
-        with open_video(self.path) as container:
-            yield from self._decode(container)
+                shown.close()
+        # also where start is past the end
+        yield from self._read(0.0)
 
-    def check_complete(self, start: float, count: int, limit: float) -> None:
-        """Raise ValueError where `count` frames are none, or fewer than the file should have."""
-        name, duration = self.path.name, self.track.duration
+    def check_complete(self, count: int, limit: float) -> None:
+        """Raise UnusableVideoError where `count` frames are fewer than the file should have."""
         if count == 0 and self.end == 0:
-            raise ValueError(_NO_FRAME.format(name))
-        if count == 0:
-            raise ValueError(
-                f"start is {start:g} s, but {name} ends at {self.end:.2f} s; choose an earlier "
-                "start."
-            )
-        slack = max(0.25, 0.05 * duration)  # files are seldom exact about their end
-        if self.ended and count < limit and self.end < duration - slack:
-            raise ValueError(
-                f"{name} is cut off at {self.end:.2f} of {duration:.2f} s; copy it again, or set "
-                f"max_frames to {count} to use the part that is there."
+            raise UnusableVideoError(*NO_FRAME)
+        if count < limit and self.ended and not self.is_complete:
+            place = f"cut off at {self.end:.2f} of {self.track.duration:.2f} s"
+            raise UnusableVideoError(
+                place,
+                f"is {place}; copy it again, or set max_frames to {count} to use the part that is "
+                "there.",
             )
 
-    def _decode(
-        self, container: av.container.InputContainer, start: float = 0.0
-    ) -> Iterator[tuple[float, float, av.VideoFrame]]:
-        stream = next(s for s in container.streams.video if s.index == self.track.index)
-        stream.thread_type = "AUTO"
-        time = -1 / self.rate
-        try:
-            if start > 0 and stream.time_base is not None:
-                container.seek(int((self.track.origin + start) / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                self.on_frame()
-                # a frame without a time of its own follows the one before
-                stamp = frame.time
-                time = time + 1 / self.rate if stamp is None else stamp - self.track.origin
-                lasts = _to_seconds(frame.duration, frame.time_base)
-                self.end = time + (lasts or 1 / self.rate)
-                yield time, self.end, frame
-        except av.error.FFmpegError as error:
-            if self.end == 0:
-                raise
-            raise ValueError(
-                f"{self.path.name} is damaged after {self.end:.2f} s; copy or convert it again, "
-                "or lower max_frames to stop before that."
-            ) from error
+    @property
+    def is_complete(self) -> bool:
+        """Whether the frames went to the end that the file tells; they are seldom exact."""
+        slack = max(0.25, 0.05 * self.track.duration)
+        return self.ended and self.end >= self.track.duration - slack
+
+    def measure(self) -> float:
+        """Return the duration in seconds: what the file says, or else where its packets end."""
+        if self.track.duration:
+            return self.track.duration
+        return max(self._packet_ends(), default=0.0)
+
+    def _read_track(self) -> Track:
+        with open_video(self.source) as container:
+            track = read_track(container)
+        if track.has_exact_rate:
+            return track
+        self.track = track
+        ends = self._packet_ends()
+        end = max(ends, default=0.0)
+        return replace(track, rate=len(ends) / end, duration=end) if end > 0 else track
+
+    def _read(self, start: float) -> Generator[Shown, None, None]:
+        """Yield the frames from the last point before `start` on where decoding can begin."""
+        self._reset()
+        with open_video(self.source) as container:
+            stream = self._stream(container)
+            stream.thread_type = "SLICE"  # threads for frames lose some beside a broken packet
+            if start > 0:
+                seek(container, stream, self.track.origin + start)
+            yield from self._time_frames(read_packets(container, stream))
         self.ended = True
 
+    def _time_frames(self, packets: Iterable[av.Packet]) -> Iterator[Shown]:
+        durations: dict[int | None, float] = {}  # by time, of packets whose frames are to come
+        time = -self._usual_duration
+        picture: Picture | None = None
+        for packet in packets:
+            durations[packet.pts] = to_seconds(packet.duration, packet.time_base)
+            for frame in self._decode_packet(packet):
+                self.on_frame()
+                # a frame without a time of its own follows the one before
+                stamp = frame.dts if frame.pts is None else frame.pts
+                time = self._since_origin(stamp, frame.time_base, time + self._usual_duration)
+                self.end = time + (durations.pop(frame.pts, 0.0) or self._usual_duration)
+                picture = Picture(frame, self.track.pixel_aspect, self.track.transfer)
+                self._tilted |= not picture.orientation.exact
+                yield time, self.end, picture
+        if picture is not None and self._broken_end > self.end:
+            time, self.end = self.end, self._broken_end
+            yield time, self.end, picture
 
-def resample_frames(
-    frames: Iterable[tuple[float, float, Frame]], fps: float, start: float, limit: float
-) -> Iterator[Frame]:
-    """Yield the frame on show at start, start + 1 / fps, ...: at most `limit`, to the end.
+    def _decode_packet(self, packet: av.Packet) -> list[av.VideoFrame]:
+        """Return the frames that come out with a packet; none, and count it, where it is broken."""
+        try:
+            return packet.decode()
+        except av.error.FFmpegError:
+            self._broken += 1
+            self._broken_end = max(self._broken_end, self._end_of(packet))
+            return []
 
-    `frames` are (from, until, frame). A change of frame counts from half a frame earlier, of the
-    old frame or the new rate: equal rates give every frame once in spite of rounded timestamps.
-    """
-    count, begin, end = 0, 0.0, 0.0
-    shown: Frame | None = None
-    entries: Iterable[tuple[float, float, Frame] | None] = itertools.chain(frames, [None])
-    for entry in entries:  # None: the end
-        change = end if entry is None else entry[0]
-        change -= max(0.0, 0.5 * min(1 / fps, change - begin))
-        while shown is not None and start + count / fps < change:
-            yield shown
-            count += 1
-            if count >= limit:
-                return
-        if entry is not None:
-            begin, end, shown = entry
+    def _packet_ends(self) -> list[float]:
+        """Return when what is in each packet ends, in seconds."""
+        ends = []
+        with open_video(self.source) as container:
+            for packet in read_packets(container, self._stream(container)):
+                if packet.size:  # the last one only says that no more come
+                    ends.append(self._end_of(packet))
+        return ends
 
+    def _end_of(self, packet: av.Packet) -> float:
+        """Return when what is in a packet ends, in seconds; 0 where it does not say."""
+        lasts = to_seconds(packet.duration, packet.time_base) or self._usual_duration
+        stamp = packet.dts if packet.pts is None else packet.pts
+        return self._since_origin(stamp, packet.time_base, -lasts) + lasts
 
-def read_pixels(frame: av.VideoFrame, pixel_aspect: float) -> tuple[np.ndarray, float]:
-    """Return RGB pixels (h, w, 3) turned as the camera was held, and what a pixel's aspect is."""
-    quarters = round(frame.rotation / 90)  # counterclockwise
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), quarters)
-    return pixels, 1 / pixel_aspect if quarters % 2 else pixel_aspect
+    def _since_origin(self, ticks: int | None, unit: Fraction | None, without: float) -> float:
+        """Return a time of the file in seconds since the first frame; `without` for None."""
+        return without if ticks is None else to_seconds(ticks, unit) - self.track.origin
+
+    @property
+    def _usual_duration(self) -> float:
+        """How long a frame lasts where the file does not say."""
+        return 1 / self.rate
+
+    def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
+        return next(s for s in container.streams.video if s.index == self.track.index)

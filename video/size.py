@@ -8,7 +8,7 @@ _GRID = 64  # pixels: latents are an eighth of them, and SD1.5's UNet halves tho
 
 
 def choose_size(
-    own_width: float, own_height: float, width: int = 0, height: int = 0
+    own_width: float | Fraction, own_height: float | Fraction, width: int = 0, height: int = 0
 ) -> tuple[int, int]:
     """Return the (width, height) to make, multiples of 64; a 0 follows the picture's shape."""
     if not width and not height:
@@ -19,7 +19,7 @@ def choose_size(
     )
 
 
-def _round_to_grid(side: float) -> int:
+def _round_to_grid(side: float | Fraction) -> int:
     return max(_GRID, int(side / _GRID + 0.5) * _GRID)
 
 

@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from ...motion_module.files import atomic_path, remove_half_written
-from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError
+from ...video.container import UnusableVideoError
+from ...video.reader import ClipShape
 from ..engine import distributed
 from ..files import claim
 from ..miniature.names import base_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import my_device
 from ..models.latents import encode_images, to_images
-from . import latent_shards, video_folder
+from . import latent_shards, video_folder, walk
 from .import_request import RECORD, ImportRequest
 from .import_worker import Readers, Task
 from .video_folder import Captions
@@ -41,7 +42,9 @@ def import_videos(
     """
     quiet_libraries()
     rank, world_size = distributed.share(rank, world_size)
-    names = find_videos(request)
+    names, left_out = walk.find_videos(request.videos, request.table, request.out)
+    if not names:
+        raise ValueError(f"{walk.explain_no_videos(request.videos, left_out)}.")
     captions = video_folder.read_captions(request.videos, request.table)
     base = load_base(
         base_path(request.base), tokenizer=request.tokenizer, device=my_device(request.device)
@@ -57,22 +60,7 @@ def import_videos(
             ]
             if not _is_done(request, number, tasks):
                 _make_shard(request, base, readers, number, shards[number], tasks)
-    return _report(request, len(names), len(shards))
-
-
-def find_videos(request: ImportRequest) -> list[str]:
-    """Return the videos' names under their folder, sorted; ValueError where there are none."""
-    names = sorted(
-        f.relative_to(request.videos).as_posix()
-        for f in request.videos.rglob("*")
-        if f.suffix.lower() in VIDEO_EXTENSIONS
-    )
-    if not names:
-        raise ValueError(
-            f"{request.videos} holds no videos; give a folder with "
-            f"{', '.join(VIDEO_EXTENSIONS[:4])} ... files."
-        )
-    return names
+    return _report(request, len(names), left_out, len(shards))
 
 
 def _clip_shape(request: ImportRequest, base: BaseModel) -> ClipShape:
@@ -99,7 +87,7 @@ def _task(
         caption = captions.of(file, name)
     except UnusableVideoError:
         caption = ""
-    return Task(file, caption, shape, where)
+    return Task(file, caption, shape, where, name)
 
 
 def _make_shard(
@@ -115,7 +103,10 @@ def _make_shard(
 
     def members() -> Iterator[tuple[str, bytes]]:
         clips = zip(names, tasks, readers.in_order(tasks), strict=True)
-        for index, (name, task, clip) in enumerate(clips):
+        for index, (name, task, result) in enumerate(clips):
+            for sentence in result.warnings:
+                video_folder.warn_once(sentence)
+            clip = result.clip
             if isinstance(clip, str):  # why there is none
                 bad[name] = clip
                 continue
@@ -144,28 +135,36 @@ def _make_shard(
         temporary.write_text(json.dumps(record))
 
 
-def _report(request: ImportRequest, videos: int, shards: int) -> str:
-    """Bring the list of bad videos up to date and return a sentence; ValueError if all are bad."""
+def _report(request: ImportRequest, videos: int, left_out: dict[str, str], shards: int) -> str:
+    """Bring the list of what is left out up to date and return a sentence.
+
+    Raises ValueError where no video could be used.
+    """
     files = sorted((request.out / _DONE).glob("[!.]*.json"))
     records = [json.loads(file.read_text()) for file in files]
     bad = {name: reason for record in records for name, reason in record["bad"].items()}
     clips = sum(record["clips"] for record in records)
-    if not bad:
-        (request.out / BAD).unlink(missing_ok=True)
-    else:
-        with (
-            atomic_path(request.out / BAD) as temporary,
-            open(temporary, "w", newline="", encoding="utf-8") as target,
-        ):
-            writer = csv.writer(target, lineterminator="\n")
-            writer.writerow(("file_name", "reason"))
-            writer.writerows(sorted(bad.items()))
+    _write_table(request.out / BAD, left_out | bad)
     if len(records) == shards and not clips:
         raise ValueError(video_folder.explain_none_usable(request.videos, bad))
     if len(records) == shards:  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
-    skipped = f" {video_folder.list_skipped(bad)}" if bad else ""
+    skipped = f" {video_folder.list_skipped(left_out | bad)}" if left_out or bad else ""
     return f"{request.out} now holds {clips} clips from {videos} videos.{skipped}"
+
+
+def _write_table(file: Path, bad: dict[str, str]) -> None:
+    """Write which files are left out and why; nothing where there are none."""
+    if not bad:
+        file.unlink(missing_ok=True)
+        return
+    with (
+        atomic_path(file) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as target,
+    ):
+        writer = csv.writer(target, lineterminator="\n")
+        writer.writerow(("file_name", "reason"))
+        writer.writerows(sorted(bad.items()))
 
 
 def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool:

@@ -24,16 +24,27 @@ class Task:
     caption: str
     shape: ClipShape
     where: float
+    name: str  # in warnings
 
 
-def read_task(task: Task) -> np.ndarray | str:
-    """Return a video's clip, uint8 (frames, h, w, 3), or why there is none; runs in a worker."""
+@dataclass(frozen=True)
+class Result:
+    """A video's clip, uint8 (frames, h, w, 3), or why there is none; and what was changed in it."""
+
+    clip: np.ndarray | str
+    warnings: tuple[str, ...] = ()
+
+
+def read_task(task: Task) -> Result:
+    """Read a video; runs in a worker."""
     if not task.caption:
-        return NO_CAPTION
+        return Result(NO_CAPTION)
+    warnings: list[str] = []
     try:
-        return read_clip(task.file, task.shape, task.where)
+        clip = read_clip(task.file, task.shape, task.where, warnings.append, task.name)
     except Exception as error:  # whatever a decoder meets in this file, the others are read
-        return str(error) or type(error).__name__
+        return Result(str(error) or type(error).__name__)
+    return Result(clip, tuple(warnings))
 
 
 class Readers:
@@ -43,7 +54,7 @@ class Readers:
         self._count = count
         self._pool = _processes(count)
 
-    def in_order(self, tasks: Sequence[Task]) -> Iterator[np.ndarray | str]:
+    def in_order(self, tasks: Sequence[Task]) -> Iterator[Result]:
         """Yield the result of `read_task` for each task; at most two clips a process are held."""
         waiting: deque[tuple[Task, Future]] = deque()
         for task in tasks:
@@ -65,7 +76,7 @@ class Readers:
             self._pool = _processes(self._count)
             return self._pool.submit(read_task, task)
 
-    def _result(self, task: Task, future: Future) -> np.ndarray | str:
+    def _result(self, task: Task, future: Future) -> Result:
         try:
             return future.result()
         except BrokenProcessPool:  # by this video, or by another that was read beside it
@@ -73,7 +84,7 @@ class Readers:
                 try:
                     return alone.submit(read_task, task).result()
                 except BrokenProcessPool:
-                    return KILLED
+                    return Result(KILLED)
 
 
 def _processes(count: int) -> ProcessPoolExecutor:

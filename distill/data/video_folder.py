@@ -2,17 +2,22 @@
 
 import csv
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 from tqdm import tqdm
 
-from ...video.reader import VIDEO_EXTENSIONS, ClipShape, UnusableVideoError, probe_video, read_clip
+from ...video.container import UnusableVideoError
+from ...video.reader import ClipShape, probe_video, read_clip
+from .walk import CAPTION, TABLES, explain_no_videos, find_videos
 
-TABLES = ("captions.csv", "metadata.csv")
+logger = logging.getLogger(__name__)
+
 FILE_COLUMNS = ("file_name", "file", "filename", "path", "video", "videoid")
 TEXT_COLUMNS = ("text", "caption", "prompt", "name")  # WebVid's caption is its "name"
 URL_COLUMN = "contentUrl"  # of WebVid
@@ -33,32 +38,38 @@ class VideoFolder:
 
     def read(self, index: int, shape: ClipShape, where: float) -> np.ndarray:
         """Return a clip of a video, see read_clip; raises UnusableVideoError."""
-        return read_clip(self.folder / self.names[index], shape, where)
+        name = self.names[index]
+        return read_clip(self.folder / name, shape, where, warn_once, name)
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Log what is the matter with a video, once however often it is read."""
+    logger.warning(sentence)
 
 
 def scan_folder(folder: Path, frames: int, fps: float) -> VideoFolder:
     """Return the videos under a folder that have a caption and are long enough for a clip.
 
-    Each file is opened, and its first frame decoded. Raises ValueError where no video is left.
+    `bad` of the result also names the files that are no videos. Each video is opened, and its first
+    frame decoded. Raises ValueError where no video is left.
     """
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in VIDEO_EXTENSIONS)
-    if not files:
-        raise ValueError(
-            f"{folder} holds no videos; give a folder with {', '.join(VIDEO_EXTENSIONS[:4])} ... "
-            "files, or webdataset shards."
-        )
+    names, bad = find_videos(folder)
+    if not names:
+        raise ValueError(f"{explain_no_videos(folder, bad)}, or webdataset shards.")
     captions = read_captions(folder)
-    good, bad = {}, {}
-    for file in tqdm(files, desc="checking the videos", unit="file", disable=None, leave=False):
-        name = file.relative_to(folder).as_posix()
+    good = {}
+    for name in tqdm(names, desc="checking the videos", unit="file", disable=None, leave=False):
         try:
-            good[name] = captions.of(file, name)
-            probe_video(file, frames, fps)
+            caption = captions.of(folder / name, name)
+            probe_video(folder / name, frames, fps)
+            good[name] = caption
         except (UnusableVideoError, OSError) as error:
-            good.pop(name, None)
             bad[name] = str(error)
+    for name, reason in bad.items():
+        logger.debug("%s is skipped: %s", name, reason)
     if not good:
-        raise ValueError(explain_none_usable(folder, bad))
+        raise ValueError(explain_none_usable(folder, {name: bad[name] for name in names}))
     return VideoFolder(folder, tuple(good), tuple(good.values()), bad)
 
 
@@ -70,10 +81,10 @@ def explain_none_usable(place: Path | str, bad: dict[str, str]) -> str:
 
 
 def list_skipped(bad: dict[str, str], at_most: int = 20) -> str:
-    """Return which videos are skipped and why, in one line; beyond `at_most` only their number."""
+    """Return which files are skipped and why, in one line; beyond `at_most` only their number."""
     reasons = [f"{name} ({reason})" for name, reason in sorted(bad.items())[:at_most]]
     more = [f"and {len(bad) - at_most} more"] if len(bad) > at_most else []
-    return f"{len(bad)} video{'s' * (len(bad) > 1)} skipped: {', '.join(reasons + more)}."
+    return f"{len(bad)} file{'s' * (len(bad) > 1)} skipped: {', '.join(reasons + more)}."
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Captions:
 
         The text file beside a video wins.
         """
-        beside = file.with_suffix(".txt")
+        beside = file.with_suffix(CAPTION)
         if beside.is_file():
             try:
                 caption = " ".join(beside.read_text(encoding="utf-8-sig").split())

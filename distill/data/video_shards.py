@@ -7,7 +7,6 @@ files instead of as a stream: nothing is lost or repeated where a run was killed
 import json
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +16,9 @@ import numpy as np
 from braceexpand import braceexpand
 from tqdm import tqdm
 
-from ...video.reader import VIDEO_EXTENSIONS, ClipShape, read_clip
-from .video_folder import NO_CAPTION, TEXT_COLUMNS, explain_none_usable
+from ...video.kinds import VIDEO_EXTENSIONS, is_still
+from ...video.reader import ClipShape, read_clip
+from .video_folder import NO_CAPTION, TEXT_COLUMNS, explain_none_usable, warn_once
 
 # a sample's key ends at the first dot of the file name, as webdataset has it
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
@@ -26,12 +26,11 @@ _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
 
 @dataclass(frozen=True)
 class Video:
-    """Where a video lies in a tar file: bytes from `offset` on, and its extension with the dot."""
+    """Where a video lies in a tar file: bytes from `offset` on."""
 
     shard: Path
     offset: int
     size: int
-    extension: str
 
 
 @dataclass(frozen=True)
@@ -49,10 +48,7 @@ class VideoShards:
         with video.shard.open("rb") as source:
             source.seek(video.offset)
             content = source.read(video.size)
-        with tempfile.TemporaryDirectory() as folder:  # opencv reads files only
-            file = Path(folder) / f"video{video.extension}"
-            file.write_bytes(content)
-            return read_clip(file, shape, where)
+        return read_clip(content, shape, where, warn_once, self.names[index])
 
 
 def find_tars(data: str) -> list[Path]:
@@ -100,7 +96,8 @@ def _samples(shard: Path) -> dict[str, dict]:
         for key, extension, entry, tar in members(shard):
             sample = samples.setdefault(key, {})
             if f".{extension}" in VIDEO_EXTENSIONS:
-                sample["video"] = Video(shard, entry.offset_data, entry.size, f".{extension}")
+                if not is_still(open_member(tar, entry)):  # such as a thumbnail
+                    sample["video"] = Video(shard, entry.offset_data, entry.size)
             elif extension in ("txt", "json"):
                 caption = _caption(open_member(tar, entry).read(), extension)
                 # plain text wins over JSON, wherever it comes

@@ -8,8 +8,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ...video.reader import ClipShape, UnusableVideoError
-from ..data import video_folder, video_shards
+from ...video.container import UnusableVideoError
+from ...video.reader import ClipShape
+from ..data import video_folder, video_shards, walk
 
 _DRAWS = 100  # unusable videos in a row before it is the data's fault
 _CLIP, _NOISE = 0, 1  # streams of random numbers
@@ -45,7 +46,10 @@ def open_videos(data: str, frames: int, fps: float) -> Videos:
     """
     shards = video_shards.find_tars(data)
     if shards:
-        return video_shards.scan_shards(shards)
+        videos = video_shards.scan_shards(shards)
+        if Path(data).is_dir():
+            videos.bad.update(walk.list_beside_shards(Path(data)))
+        return videos
     if not Path(data).is_dir():
         raise ValueError(
             f"--data {data} was not found; give a folder of videos, or shards such as "

@@ -6,6 +6,7 @@ from pathlib import Path
 import folder_paths
 
 from ...motion_module import files
+from ...video import kinds
 
 MODELS_FOLDER = "animatediff_models"
 LORAS_FOLDER = "animatediff_motion_lora"
@@ -42,14 +43,13 @@ def read_file_state(folder: str, name: str | None) -> tuple[str, float] | None:
 
 
 def list_input_videos() -> list[str]:
-    """Return the videos of the host's input folder that the user can choose from.
+    """Return the videos of the host's input folder, animated pictures too, that can be chosen.
 
     Newer hosts refuse a link that leads out of the folder; what they refuse is not offered.
     """
     entries = Path(folder_paths.get_input_directory()).iterdir()
-    names = [entry.name for entry in entries if entry.is_file()]
-    names = [name for name in names if folder_paths.exists_annotated_filepath(name)]
-    return sorted(folder_paths.filter_files_content_types(names, ["video"]))
+    names = sorted(entry.name for entry in entries if kinds.find_fault(entry) is None)
+    return [name for name in names if folder_paths.exists_annotated_filepath(name)]
 
 
 def find_input_file(name: str) -> Path:
