@@ -144,13 +144,18 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
         f"module, {discriminator:,} of the discriminator; frozen: at most {networks.frozen:,} a "
         "process."
     )
+    estimates: dict[object, float] = {}  # by what they depend on: a forward of shapes takes a second
     for stage in config.stages:
+        phases = {(stage.loss_of(p), p.conditional) for p in stage.phases}
+        costs = (stage.loss, stage.ema > 0, frozenset(phases))
+        if costs not in estimates:
+            estimates[costs] = estimate_memory(config, stage, networks)
         iterations = sum(p.iterations for p in stage.phases)
         clips = sum(p.iterations * p.discriminator_steps for p in stage.phases)
         yield (
             f"  {stage.teacher_steps:>4} -> {stage.student_steps:<3} {stage.loss:<11} "
             f"{iterations:>6} steps, {clips * config.global_batch:>9,} clips, about "
-            f"{estimate_memory(config, stage, networks):.1f} GiB a process at most (estimated)"
+            f"{estimates[costs]:.1f} GiB a process at most (estimated)"
         )
 
 
