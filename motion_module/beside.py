@@ -8,9 +8,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from .infer import MAX_FRAMES, Shaped
 
-MAX_FRAMES = "max_frames"  # what infer.py reads where a file has no table of positions
 # what libraries call every file, so that only the folder has a name of its own
 _GENERIC_NAMES = ("diffusion_pytorch_model", "pytorch_model", "model", "adapter_model")
 _FIELDS = {  # of MotionAdapter's config, and what they are in our metadata
@@ -26,7 +25,7 @@ def has_generic_name(path: Path) -> bool:
 
 
 def complete(
-    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Shaped]
 ) -> dict[str, str]:
     """Return a motion module's metadata, and what a MotionAdapter's config beside it adds.
 
@@ -61,7 +60,7 @@ def _read_json(file: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_about(config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> bool:
+def _is_about(config: Mapping[str, object], tensors: Mapping[str, Shaped]) -> bool:
     channels = {t.numel() for k, t in tensors.items() if k.endswith("_transformer.norm.weight")}
     has_middle = any(k.startswith("mid_block.") for k in tensors)
     widths = config.get("block_out_channels")

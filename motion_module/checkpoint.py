@@ -5,7 +5,6 @@ keys, in .safetensors or as a pickle of tensors (.ckpt, .pth, .pt, .bin).
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,30 +15,24 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import beside, files, infer, keys, recognise, refusals
+from . import facts, files, keys, refusals, values
 from .config import MotionModuleConfig
-from .files import CheckpointError, atomic_path
+from .content import CheckpointError
+from .facts import Facts
+from .files import atomic_path
 from .module import MotionModule
-
-_RELEASED_STEPS = re.compile(r"lightning[_-](\d+)[_-]?step", re.IGNORECASE)
+from .temporal import sinusoidal_positions
 
 
 @dataclass(frozen=True)
-class MotionCheckpoint:
+class MotionCheckpoint(Facts):
     """A validated motion module file.
 
-    state_dict: keyed like MotionModule; steps: 0 where neither metadata nor name tell;
-    layout: as in the file; dtype: of most tensors; metadata: the file's own.
+    state_dict: keyed like MotionModule; dtype: of most tensors.
     """
 
-    path: Path
-    config: MotionModuleConfig
     state_dict: dict[str, Tensor] = field(repr=False)
-    family: str
-    steps: int
-    layout: keys.Layout
     dtype: torch.dtype
-    metadata: dict[str, str]
 
     def build(self, layers: ModuleType = nn, dtype: torch.dtype | None = None) -> MotionModule:
         """Return the module with these weights, in `dtype` or the file's own."""
@@ -57,24 +50,9 @@ class MotionCheckpoint:
 
     def describe(self) -> dict[str, str]:
         """Return the file's properties as label -> text, for a table."""
-        channels = sorted(set(self.config.addresses().values()))
         with torch.device("meta"):
             parameters = sum(p.numel() for p in MotionModule(self.config).parameters())
-        return {
-            "file": str(self.path),
-            "family": self.family,
-            "steps": str(self.steps) if self.steps else "unknown",
-            "layout": self.layout,
-            "dtype": refusals.DTYPES[self.dtype],
-            "motion modules": str(len(self.config.addresses())),
-            "channels": ", ".join(map(str, channels)),
-            "mid block": "yes" if self.config.mid_block else "no",
-            "positions": f"{self.config.max_frames} frames",
-            "heads": str(self.config.num_heads),
-            "norm": f"{self.config.norm_groups} groups over each {self.config.norm_scope}",
-            "parameters": f"{parameters:,}",
-            "metadata": ", ".join(f"{k}={v}" for k, v in sorted(self.metadata.items())) or "none",
-        }
+        return self.as_table(values.DTYPES[self.dtype], parameters)
 
 
 def load(path: str | os.PathLike) -> MotionCheckpoint:
@@ -85,39 +63,15 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     """
     path = Path(path)
     try:
-        tensors, metadata = files.read(path)
-        tensors = keys.without_prefix(tensors)
-        refusal = recognise.refuse_other(tensors, "motion module", path)
-        if refusal:
-            raise CheckpointError(refusal)
-        layout = keys.layout_of(tensors)
-        if layout is None:
-            raise CheckpointError(
-                "has its motion modules at unknown places; use a file in one of the released "
-                "layouts"
-            )
-        if layout == "diffusers":
-            tensors = keys.from_diffusers(tensors)
-        metadata = beside.complete(path, metadata, tensors)
-        config = infer.config(tensors, metadata)
-        has_positions = any(k.endswith(".pos_encoder.pe") for k in tensors)
-        if not has_positions:
-            tensors |= infer.computed_positions(config)
-        _validate(tensors, config)
-        dtype = Counter(t.dtype for t in tensors.values()).most_common(1)[0][0]
-        steps = _steps(path, metadata)
+        found, metadata = files.read(path)
+        told, tensors = facts.gather(path, found, metadata)
+        if not facts.has_positions(tensors):
+            tensors |= _computed_positions(told.config)
+        _validate(tensors, told.config)
     except CheckpointError as error:
         raise refusals.named(path, error) from error
-    return MotionCheckpoint(
-        path=path,
-        config=config,
-        state_dict=tensors,
-        layout=layout,
-        dtype=dtype,
-        steps=steps,
-        family=metadata.get("family") or recognise.family(config, has_positions, steps),
-        metadata=metadata,
-    )
+    ((dtype, _),) = Counter(t.dtype for t in tensors.values()).most_common(1)
+    return MotionCheckpoint(**vars(told), state_dict=tensors, dtype=dtype)
 
 
 def save(
@@ -165,20 +119,16 @@ def _validate(tensors: Mapping[str, Tensor], config: MotionModuleConfig) -> None
         ("lacks", missing, "the file is incomplete, download it again"),
         ("has unknown", unknown, "use a file in one of the released layouts"),
         ("has", wrong_shape, "the file is damaged or of another model, download it again"),
-        ("has", refusals.wrong_dtypes(tensors), "save its weights as float16, bfloat16 or float32"),
+        ("has", values.wrong_dtypes(tensors), "save its weights as float16, bfloat16 or float32"),
     )
-    refusals.check_finite(tensors)
+    values.check_finite(tensors)
 
 
-def _steps(path: Path, metadata: Mapping[str, str]) -> int:
-    if "steps" in metadata:
-        if not metadata["steps"].isdecimal():
-            raise CheckpointError(
-                f"has steps={metadata['steps']!r} in its metadata, which is not a whole number; "
-                "save the file again"
-            )
-        return int(metadata["steps"])
-    # what a library named after nothing lies in a folder with a name
-    name = path.absolute().parent.name if beside.has_generic_name(path) else path.name
-    released = _RELEASED_STEPS.search(name)
-    return int(released.group(1)) if released else 0
+def _computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:
+    """Return the position tables that AnimateLCM's files leave out."""
+    block = "temporal_transformer.transformer_blocks.0.attention_blocks"
+    return {
+        f"{address}.{block}.{i}.pos_encoder.pe": sinusoidal_positions(config.max_frames, channels)
+        for address, channels in config.addresses().items()
+        for i in (0, 1)
+    }

@@ -13,12 +13,9 @@ import safetensors
 import torch
 from torch import Tensor
 
-from . import recognise
+from . import content, recognise
+from .content import CheckpointError
 
-EXTENSIONS = (".safetensors", ".sft", ".ckpt", ".pth", ".pt", ".bin")
-_START = 512  # bytes of a file that tell a web page from weights
-_LFS_POINTER = b"version https://git-lfs"
-_WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 # what torch.load(weights_only=True) raised on files cut at every length, in both of its formats
 _DAMAGED_PICKLE = (
     RuntimeError,
@@ -42,10 +39,6 @@ _BESIDE_WEIGHTS = (
 _UNSAFE_GLOBAL = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\w+(?:\.\w+)+)")
 
 
-class CheckpointError(ValueError):
-    """A weights file that cannot be used; the message is one sentence for the user."""
-
-
 def read(
     path: Path, kind: recognise.FileKind = "motion module"
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -54,64 +47,12 @@ def read(
     What the file is, its content tells and not its extension. Raises CheckpointError for a file
     that is missing, damaged, holds more than tensors, or none and so is not of that `kind`.
     """
-    if path.is_dir():
-        raise CheckpointError("is a folder; give the weights file inside it")
-    if not path.is_file():
-        raise CheckpointError(f"was not found in {path.parent}; check the name and the folder")
-    if path.suffix.lower() not in EXTENSIONS:
-        raise CheckpointError(
-            f"does not have the extension of a weights file; use one of {', '.join(EXTENSIONS)}"
-        )
-    check_content(path)
-    if is_safetensors(path):
-        content, metadata = _read_safetensors(path)
+    content.check_file(path)
+    if content.is_safetensors(path):
+        holds, metadata = _read_safetensors(path)
     else:
-        content, metadata = read_pickle(path), {}
-    return _unwrap(content, kind), metadata
-
-
-def check_content(path: Path) -> None:
-    """Raise CheckpointError where a file begins as what is saved in the place of weights.
-
-    That is a web page, a server's answer in JSON, the pointer that Git LFS leaves, or nothing.
-    """
-    start = _read_start(path)
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start:
-        raise CheckpointError("is empty; download it again")
-    if start.startswith(_LFS_POINTER):
-        raise CheckpointError(
-            "is a Git LFS pointer, a note of where the weights are, and not the weights; run "
-            "`git lfs pull` in its folder, or download the file from its page"
-        )
-    if text.startswith(_WEB_PAGES):
-        raise CheckpointError(
-            "is a saved web page and not a weights file; download it with the download button of "
-            "that page"
-        )
-    if text.startswith((b'{"', b"{\n", b"{\r", b"{ ")):
-        raise CheckpointError(
-            "is a text in JSON, such as a server's refusal, and not a weights file; log in to the "
-            "site and download it again"
-        )
-
-
-def is_safetensors(path: Path) -> bool:
-    """Tell whether a file is to be read as safetensors: its name says so, or its beginning."""
-    start = _read_start(path)
-    is_pickle = start.startswith((b"PK\x03\x04", b"\x80"))  # torch's two formats
-    named = path.suffix.lower() in (".safetensors", ".sft")
-    return (named and not is_pickle) or start[8:9] == b"{"
-
-
-def _read_start(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(_START)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot be read ({error.strerror}); check the file's permissions"
-        ) from error
+        holds, metadata = read_pickle(path), {}
+    return _unwrap(holds, kind), metadata
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
@@ -136,7 +77,7 @@ def read_pickle(path: Path) -> dict[str, object]:
     """
     try:
         with _harmless_classes(), path.open("rb") as file:  # torch trusts a name's extension
-            content = torch.load(file, map_location="cpu", weights_only=True)
+            holds = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         unsafe = _UNSAFE_GLOBAL.search(str(error))
         if unsafe is None or _ends_with(path, unsafe[1].rpartition(".")[2]):
@@ -151,12 +92,11 @@ def read_pickle(path: Path) -> dict[str, object]:
         raise CheckpointError(
             "is truncated, or is not a PyTorch file; download it again"
         ) from error
-    if not isinstance(content, dict):
+    if not isinstance(holds, dict):
         raise CheckpointError(
-            f"holds a {type(content).__name__} in place of a state dict; use the .safetensors "
-            "version"
+            f"holds a {type(holds).__name__} in place of a state dict; use the .safetensors version"
         )
-    return content
+    return holds
 
 
 def _ends_with(path: Path, name: str) -> bool:
@@ -189,22 +129,22 @@ def _make_inert(name: str) -> type:
     return type(own_name, (), members)
 
 
-def _unwrap(content: Mapping, kind: recognise.FileKind) -> dict[str, Tensor]:
+def _unwrap(holds: Mapping, kind: recognise.FileKind) -> dict[str, Tensor]:
     """Drop what trainers wrap around the weights: nesting, a config, a "module." prefix."""
-    if isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    content = {k.removeprefix("module."): v for k, v in _flatten(content)}
-    if not content:
+    if isinstance(holds.get("state_dict"), dict):
+        holds = holds["state_dict"]
+    holds = {k.removeprefix("module."): v for k, v in _flatten(holds)}
+    if not holds:
         raise CheckpointError("holds no tensors; download it again")
-    tensors = {k: t for k, t in content.items() if isinstance(t, Tensor)}
+    tensors = {k: t for k, t in holds.items() if isinstance(t, Tensor)}
     if not tensors:
-        raise CheckpointError(recognise.refuse_other(content, kind))
+        raise CheckpointError(recognise.refuse_other(holds, kind))
     return tensors
 
 
-def _flatten(content: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _flatten(holds: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield what a dict of dicts holds, by its names joined with dots."""
-    for key, value in content.items():
+    for key, value in holds.items():
         if isinstance(key, str) and isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
         elif isinstance(key, str):

@@ -3,20 +3,30 @@
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor
-
-from .beside import MAX_FRAMES
 from .config import MotionModuleConfig
-from .files import CheckpointError
-from .temporal import sinusoidal_positions
+from .content import CheckpointError
 
+
+class Shaped(Protocol):
+    """A tensor, or what a header tells of one."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    def numel(self) -> int: ...
+
+
+MAX_FRAMES = "max_frames"  # in metadata, of a file without a table of positions
 POSITIONS_WHERE_FILE_HAS_NONE = 64  # AnimateLCM's own code
 _ADDRESS = re.compile(r"^((?:down_blocks|up_blocks)\.(\d+)|mid_block)\.motion_modules\.(\d+)\.")
 
 
-def config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> MotionModuleConfig:
+def config(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> MotionModuleConfig:
     """Return the config of tensors in the comfyui layout.
 
     Channels, blocks, mid block and positions come from the tensors; heads, norm groups and norm
@@ -30,7 +40,7 @@ def config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Motion
         raise CheckpointError(f"cannot be built from its tensors and metadata: {error}") from error
 
 
-def _infer_config(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> MotionModuleConfig:
+def _infer_config(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) -> MotionModuleConfig:
     channels: dict[str, dict[int, int]] = {}
     for key, tensor in tensors.items():
         match = _ADDRESS.match(key)
@@ -89,13 +99,3 @@ def _whole_number(metadata: Mapping[str, str], name: str, default: int) -> int:
             f"has {name}={text!r} in its metadata, which is not a whole number; save the file again"
         )
     return int(text)
-
-
-def computed_positions(config: MotionModuleConfig) -> dict[str, Tensor]:
-    """Return the position tables that AnimateLCM's files leave out."""
-    block = "temporal_transformer.transformer_blocks.0.attention_blocks"
-    return {
-        f"{address}.{block}.{i}.pos_encoder.pe": sinusoidal_positions(config.max_frames, channels)
-        for address, channels in config.addresses().items()
-        for i in (0, 1)
-    }

@@ -6,13 +6,14 @@ MotionAdapter: no `.temporal_transformer`, renamed attentions and norms, one pos
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-import torch
-from torch import Tensor
+from .content import CheckpointError
 
-from .files import CheckpointError
+if TYPE_CHECKING:
+    from torch import Tensor
 
+T = TypeVar("T")  # a tensor, or what a header tells of one
 Layout = Literal["comfyui", "diffusers"]
 
 _RENAMES = [  # (ours, diffusers), applied to what follows `transformer_blocks.0.`
@@ -34,7 +35,7 @@ def prefixes(keys: Iterable[str]) -> set[str]:
     return {match[1] for match in matches if match}
 
 
-def without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_prefix(tensors: Mapping[str, T]) -> dict[str, T]:
     """Take off what trainers write before the addresses of motion modules, from every key.
 
     Raises CheckpointError where there are several such prefixes, and so several modules.
@@ -58,7 +59,7 @@ def layout_of(keys: Mapping[str, object]) -> Layout | None:
     return "comfyui" if any(".temporal_transformer." in k for k in module_keys) else "diffusers"
 
 
-def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_diffusers(tensors: Mapping[str, T]) -> dict[str, T]:
     """Rename diffusers keys to ours; the one position table serves both attentions."""
     renamed = {}
     for key, tensor in tensors.items():
@@ -79,7 +80,7 @@ def from_diffusers_key(key: str) -> str:
     return key
 
 
-def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_diffusers(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Rename our keys to diffusers'.
 
     Raises ValueError where the two attentions of a block have different position tables, which
@@ -89,7 +90,7 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         if key.endswith("attention_blocks.1.pos_encoder.pe"):
             first = tensors[key.replace("attention_blocks.1.", "attention_blocks.0.")]
-            if not torch.equal(first, tensor):
+            if not first.equal(tensor):
                 raise ValueError(
                     f"{key} differs from the positions of the first attention, and the diffusers "
                     "layout stores only one set; keep the comfyui layout."

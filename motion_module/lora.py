@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import beside, files, lora_keys, lora_scale, recognise, refusals
+from . import beside, files, lora_keys, lora_scale, recognise, refusals, values
 from .config import MotionModuleConfig
-from .files import CheckpointError
+from .content import CheckpointError
 from .module import MotionModule
 
 
@@ -62,7 +62,7 @@ def load(path: str | os.PathLike) -> MotionLora:
         config = lora_scale.read_adapter_config(metadata, beside.read_adapter_config(path))
         pairs = {weight: layer.low_rank(config) for weight, layer in layers.motion.items()}
         _validate(pairs)
-        refusals.check_finite(tensors)
+        values.check_finite(tensors)
     except CheckpointError as error:
         raise refusals.named(path, error) from error
     return MotionLora(path, pairs, len(layers.image))
@@ -214,5 +214,5 @@ def _validate(pairs: Mapping[str, LowRank]) -> None:
     refusals.refuse(
         ("has", not_matrices, "use a motion LoRA whose halves are matrices"),
         ("has", ranks, "the file is damaged, download it again"),
-        ("has", refusals.wrong_dtypes(halves), "save it as float16, bfloat16 or float32"),
+        ("has", values.wrong_dtypes(halves), "save it as float16, bfloat16 or float32"),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from .files import CheckpointError
+from .content import CheckpointError
 
 METADATA_KEY = "lora_adapter_metadata"  # diffusers' name for PEFT's config in a file's header
 _PACKED_PREFIX = "unet."  # diffusers puts the name of the model before each field

@@ -10,7 +10,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from animatediff_lightning.motion_module import keys
+from animatediff_lightning.motion_module import facts, keys
 from animatediff_lightning.motion_module.checkpoint import CheckpointError, atomic_path, load, save
 from animatediff_lightning.motion_module.config import MotionModuleConfig
 from animatediff_lightning.motion_module.module import MotionModule
@@ -74,6 +74,23 @@ def test_build_gives_the_asked_dtype_and_frozen_weights(tmp_path, module):
     assert {t.dtype for t in built.state_dict().values()} == {torch.float16}
     assert not any(p.requires_grad or p.is_meta for p in built.parameters())
     assert found.state_dict[NORM].dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", ["comfyui", "diffusers"])
+@pytest.mark.parametrize("mid", [True, False])
+def test_a_header_tells_what_the_whole_file_does(tmp_path, random_module, thin_config, layout, mid):
+    module = random_module(thin_config(mid=mid, max_frames=32)).half()
+    file = save(module, tmp_path / "m.safetensors", layout, {"steps": 4})
+    assert facts.describe_header(file) == load(file).describe()
+
+
+@pytest.mark.parametrize("end", [0.0, 0.001, 0.5, 0.999])
+def test_a_cut_file_is_refused_by_its_header(tmp_path, module, end):
+    file = save(module, tmp_path / "m.safetensors")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * end)])
+    with pytest.raises(CheckpointError, match=r"^m\.safetensors is truncated"):
+        facts.describe_header(file)
 
 
 def test_description_names_what_was_found(tmp_path, module):

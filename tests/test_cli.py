@@ -503,6 +503,27 @@ def test_inspect_tells_what_describe_does(run, models):
         assert label == "metadata" or line[column:] == text
 
 
+def test_inspect_checks_the_weights_when_asked(run, tmp_path, models):
+    tensors = load_file(models.motion_module)
+    key = next(k for k in tensors if k.endswith("to_q.weight"))
+    tensors[key][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "m.safetensors")
+    assert run("inspect", tmp_path / "m.safetensors")[0] == 0
+    code, _, warned = run("inspect", tmp_path / "m.safetensors", "--check")
+    assert code == 2
+    assert "has NaN or infinite values in" in warned
+
+
+@pytest.mark.multiprocess
+def test_inspect_needs_no_torch(models):
+    script = (
+        "import sys; from animatediff_lightning.distill.cli.program import main; "
+        f"code = main(['inspect', {str(models.motion_module)!r}]); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 @pytest.mark.slow
 def test_convert_there_and_back_is_bit_equal(run, tmp_path, models):
     source = tmp_path / "animatediff_lightning_4step_comfyui.safetensors"

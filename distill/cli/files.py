@@ -16,17 +16,35 @@ class KeyLayout(str, Enum):
 def inspect(
     file: Annotated[Path, typer.Argument(help="Motion module file.")],
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of a table.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also read every weight, and refuse a damaged file.")
+    ] = False,
 ) -> None:
-    """Say what a motion module file is: family, steps, layout, shape."""
-    from ...motion_module import checkpoint
+    """Say what a motion module file is: family, steps, layout, shape.
 
-    description = checkpoint.load(file).describe()
+    Of a safetensors file only the header is read, unless --check asks for more.
+    """
+    description = _describe(file, check)
     if as_json:
         print(json.dumps(description, indent=2))
         return
     column = max(map(len, description))
     for label, text in description.items():
         print(f"{label:<{column}}  {text}")
+
+
+def _describe(file: Path, check: bool) -> dict[str, str]:
+    from ...motion_module import content, facts, refusals
+
+    try:
+        content.check_file(file)
+    except content.CheckpointError as error:
+        raise refusals.named(file, error) from error
+    if content.is_safetensors(file) and not check:
+        return facts.describe_header(file)
+    from ...motion_module import checkpoint
+
+    return checkpoint.load(file).describe()
 
 
 def convert(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...motion_module import files
+from ...motion_module import content, files
 from . import embedding_files
 
 _NAMES = ("clip_l", "emb_params")  # of SDXL's first text encoder, and of trainers
@@ -35,12 +35,12 @@ def _load(path: Path, width: int) -> Tensor:
 
 def _read(path: Path) -> dict[str, object]:
     try:
-        files.check_content(path)
+        content.check_content(path)
         if path.suffix.lower() == ".safetensors":
             return dict(files.read(path)[0])
         # not files.read, which takes flat dicts only: AUTOMATIC1111's vectors lie one level deeper
         return files.read_pickle(path)
-    except files.CheckpointError as error:
+    except content.CheckpointError as error:
         raise ValueError(f"the embedding {path.name} {error}.") from error
 
 

@@ -144,7 +144,8 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
         f"module, {discriminator:,} of the discriminator; frozen: at most {networks.frozen:,} a "
         "process."
     )
-    estimates: dict[object, float] = {}  # by what they depend on: a forward of shapes takes a second
+    # by what they depend on, since a forward of shapes takes a second
+    estimates: dict[object, float] = {}
     for stage in config.stages:
         phases = {(stage.loss_of(p), p.conditional) for p in stage.phases}
         costs = (stage.loss, stage.ema > 0, frozenset(phases))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...motion_module import files
+from ...motion_module import content
 from ...video import kinds
 
 MODELS_FOLDER = "animatediff_models"
@@ -17,13 +17,13 @@ def register_model_folder(name: str) -> None:
     folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
     folders, extensions = folder_paths.folder_names_and_paths[name]
     if not extensions:  # the host leaves it empty, which would list every file
-        folder_paths.folder_names_and_paths[name] = (folders, set(files.EXTENSIONS))
+        folder_paths.folder_names_and_paths[name] = (folders, set(content.EXTENSIONS))
 
 
 def list_model_files(folder: str) -> list[str]:
     """Return the weights files of a model folder that the user can choose from."""
     names = folder_paths.get_filename_list(folder)
-    return [name for name in names if Path(name).suffix.lower() in files.EXTENSIONS]
+    return [name for name in names if Path(name).suffix.lower() in content.EXTENSIONS]
 
 
 def find_model_file(folder: str, name: str) -> Path:
