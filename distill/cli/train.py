@@ -58,12 +58,13 @@ def plan(
 
     Neither the files nor a GPU are needed.
     """
-    from ..train import checks
     from ..train.config import ConfigError, find_config
 
     file = find_config(config)
     try:
         settings = _read_settings(file, None)
+        from ..train import checks  # it needs diffusers, which takes seconds
+
         problems = checks.problems_of_layout(settings, world_size)
         if problems:
             raise ConfigError(problems)

@@ -79,10 +79,10 @@ class SamplingOptions(ClipSize):
     @property
     def context(self) -> "ContextOptions | None":
         """Sliding windows, None where the whole clip is seen at once."""
-        from ...samplers.context import ContextOptions
-
         if self.context_length is None or self.frames <= self.context_length:
             return None
+        from ...samplers.context import ContextOptions  # it needs torch, which takes a second
+
         return ContextOptions(self.context_length, self.context_overlap)
 
     @property
