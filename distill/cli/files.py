@@ -34,17 +34,24 @@ def inspect(
 
 
 def _describe(file: Path, check: bool) -> dict[str, str]:
-    from ...motion_module import content, facts, refusals
+    from ...motion_module import content, facts
 
-    try:
-        content.check_file(file)
-    except content.CheckpointError as error:
-        raise refusals.named(file, error) from error
+    _check_file(file)
     if content.is_safetensors(file) and not check:
         return facts.describe_header(file)
     from ...motion_module import checkpoint
 
     return checkpoint.load(file).describe()
+
+
+def _check_file(file: Path) -> None:
+    """Raise ValueError where no weights file can be at a path, before torch is imported."""
+    from ...motion_module import content, refusals
+
+    try:
+        content.check_file(file)
+    except content.CheckpointError as error:
+        raise refusals.named(file, error) from error
 
 
 def convert(
@@ -56,6 +63,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Rewrite a motion module file in the other key layout; no weight changes."""
+    _check_file(file)
     from ..files.convert import convert_file
 
     print(convert_file(file, to.value, out, overwrite=force))
