@@ -44,12 +44,12 @@ def _read(path: Path) -> dict[str, object]:
         raise ValueError(f"the embedding {path.name} {error}.") from error
 
 
-def _pick(content: dict[str, object], path: Path) -> Tensor:
+def _pick(holds: dict[str, object], path: Path) -> Tensor:
     """Return the vectors among what the file of a textual inversion holds."""
-    nested = content.get("string_to_param")
+    nested = holds.get("string_to_param")
     if isinstance(nested, dict):
-        content = nested
-    tensors = {key: t for key, t in content.items() if isinstance(t, Tensor) and t.ndim in (1, 2)}
+        holds = nested
+    tensors = {key: t for key, t in holds.items() if isinstance(t, Tensor) and t.ndim in (1, 2)}
     named = [tensors[name] for name in _NAMES if name in tensors]
     if not named and len(tensors) != 1:
         raise ValueError(

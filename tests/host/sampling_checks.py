@@ -584,7 +584,7 @@ def check_known_extensions_are_the_hosts():
     """But for those of programs and of whole pickled models, which are not opened for safety."""
     import folder_paths
 
-    known = set(host.submodule("motion_module.files").EXTENSIONS)
+    known = set(host.submodule("motion_module.content").EXTENSIONS)
     assert folder_paths.supported_pt_extensions - known == {".pkl", ".pt2"}
     assert known < folder_paths.supported_pt_extensions
 
