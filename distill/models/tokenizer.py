@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import CLIPTokenizer
 
-from .library_errors import one_sentence
+from ..library_errors import one_sentence
 from .sd15_config import HUB_TOKENIZER
 
 
