@@ -177,7 +177,8 @@ def _load_vae(path: Path) -> AutoencoderKL | PixelUnshuffleVAE:
     with one_sentence(f"{path.name}/vae"):
         config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
     if config.get("_class_name") == PixelUnshuffleVAE.__name__:
-        return PixelUnshuffleVAE.from_config(config)  # it has no weights
+        with one_sentence(f"{path.name}/vae"):
+            return PixelUnshuffleVAE.from_config(config)  # it has no weights
     return _load_model(AutoencoderKL, path, "vae")
 
 

@@ -30,7 +30,7 @@ def empty_unet(base: Path) -> UNet2DConditionModel:
         raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
     if base.is_file():
         check_single_file(base)
-    with torch.device("meta"):
+    with one_sentence(base.name), torch.device("meta"):
         if base.is_dir():
             return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(config))
         return UNet2DConditionModel.from_config(sd15_config.UNET)
