@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ...motion_module import files, refusals
 from ..library_errors import one_sentence
 from .headers import TEXT_ENCODER, UNET, VAE, check_keys
+from .text_keys import as_loaded, bare
 
 Converted = TypeVar("Converted", UNet2DConditionModel, AutoencoderKL)
 # what the models consist of; files of trainers keep averages and losses beside it
@@ -30,7 +31,6 @@ _BESIDE_WEIGHTS = (
     ("numpy", "dtype"),
 )
 _TRANSFORMER = TEXT_ENCODER + "transformer."
-_WITHIN = "text_model."  # which old files, and transformers 5, leave out
 
 
 def load_models(
@@ -102,16 +102,16 @@ def _convert(
 def _text_encoder(path: Path, tensors: Mapping[str, Tensor], configs: Path) -> CLIPTextModel:
     with one_sentence(f"{configs.name}/text_encoder"), torch.device("meta"):
         config = CLIPTextConfig.from_pretrained(configs, subfolder="text_encoder")
-        names = CLIPTextModel(config).state_dict().keys()
+        empty = CLIPTextModel(config)
     ours = {
-        k.removeprefix(_TRANSFORMER).removeprefix(_WITHIN): t
+        bare(k.removeprefix(_TRANSFORMER)): t
         for k, t in tensors.items()
         if k.startswith(_TRANSFORMER)
     }
-    missing = sorted(k for k in names if k.removeprefix(_WITHIN) not in ours)
+    missing = sorted(k for k in empty.state_dict() if bare(k) not in ours)
     if missing:
         raise ValueError(f"{path.name} lacks {missing[0]} of its text encoder; download it again.")
-    # the file's position_ids are not among the names: positions are counted, not stored
-    weights = {k: ours[k.removeprefix(_WITHIN)] for k in names}
+    # the file's position_ids are not among them: positions are counted, not stored
+    weights = as_loaded(empty, ours)
     with one_sentence(path.name):
         return CLIPTextModel.from_pretrained(None, config=config, state_dict=weights)
