@@ -510,7 +510,7 @@ def test_what_a_kill_left_half_written_goes_and_damage_is_told(
     newest.write_bytes(newest.read_bytes()[:1000])
     assert main(["train", str(file), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
-    assert "is damaged; delete it" in error
+    assert "; delete it, and the same command resumes from the previous checkpoint." in error
     assert "\n" not in error.strip()
     assert not any(file_left.exists() for file_left in half)
     newest.unlink()

@@ -44,6 +44,7 @@ ROOMS = (
     {"miniature"},
     {"sampling"},
     {"engine", "files", "models"},
+    {"library_errors"},
 )
 OURSELVES = {"animatediff_lightning", *PACKAGES}
 

@@ -1,12 +1,15 @@
 """The program `animatediff-lightning`: its commands, and nothing heavier than their options.
 
-Every mistake of a user ends in one sentence on stderr and exit code 2, Ctrl-C in exit code 130.
+Every mistake of a user ends in one sentence on stderr and exit code 2, Ctrl-C in exit code 130, and
+whatever nobody foresaw in one sentence and exit code 1; its traceback is told under --verbose.
 """
 
 import importlib.metadata
 import logging
 import os
 import sys
+import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +22,8 @@ from .train_motion import train_motion
 
 PROGRAM = "animatediff-lightning"
 DISTRIBUTION = "comfyui-animatediff-lightning"
+MISTAKE = 2
+UNFORESEEN = 1
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LOGGER = logging.getLogger(__package__.rpartition(".")[0])  # of all of distill/
 _PREFIXES = {
@@ -49,18 +54,50 @@ def main(arguments: list[str] | None = None) -> int:
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        code = app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0
+        return exit_code(
+            lambda: app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
+        )
+    finally:
+        _LOGGER.removeHandler(handler)
+
+
+def exit_code(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code; whatever it raises becomes one sentence."""
+    try:
+        code = command() or 0
     except (typer.Abort, KeyboardInterrupt):  # which of these, or 130, depends on typer's age
         code = INTERRUPTED
     except _UsageError as error:
         code = _fail(error.format_message())
-    except (ValueError, OSError) as error:
-        code = _fail(str(error))
-    finally:
-        _LOGGER.removeHandler(handler)
+    except Exception as error:
+        code = _explain(error)
     if code == INTERRUPTED:
         print("stopped.", file=sys.stderr)
     return code
+
+
+def _explain(error: Exception) -> int:
+    _LOGGER.debug("%s", "".join(traceback.format_exception(error)).rstrip())
+    text = " ".join(str(error).split()).rstrip(".")
+    if _is_out_of_memory(error):
+        return _fail(
+            f"there is not enough memory ({text.partition('. ')[0] or 'no more is given'}); lower "
+            "the frames, the width and height, or the clips at once"
+        )
+    if isinstance(error, (ValueError, OSError)) and text:
+        return _fail(text)
+    return _fail(
+        f"internal error: {type(error).__name__}: {text}; this is a fault of the program, please "
+        "report it with the output of --verbose",
+        UNFORESEEN,
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    torch = sys.modules.get("torch")  # which --help does not import
+    kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
+    # on a CPU, torch has no class of its own for it
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 class _MessageHandler(logging.Handler):
@@ -72,10 +109,10 @@ class _MessageHandler(logging.Handler):
         tqdm.write(f"{_PREFIXES[record.levelno]}: {record.getMessage()}", file=sys.stderr)
 
 
-def _fail(message: str) -> int:
+def _fail(message: str, code: int = MISTAKE) -> int:
     sentence = " ".join(message.split())
     print(f"error: {sentence}{'' if sentence.endswith('.') else '.'}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _print_version(asked: bool) -> None:

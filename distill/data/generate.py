@@ -21,6 +21,7 @@ from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ..engine import distributed
 from ..files import claim
+from ..library_errors import one_sentence
 from ..miniature import world
 from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
@@ -169,9 +170,14 @@ def _batches(clips: Sequence[PlannedClip], size: int) -> Iterator[list[PlannedCl
 
 
 def _members(request: DataRequest, work: Path, clip: PlannedClip) -> Iterator[tuple[str, bytes]]:
-    with np.load(_file(work, clip)) as arrays:
-        for name in arrays.files:
-            yield f"{clip.key}.{name}", latent_shards.encode_npy(arrays[name])
+    file = _file(work, clip)
+    with (
+        one_sentence(str(file), "delete it, and the same command makes it again"),
+        np.load(file) as kept,
+    ):
+        arrays = {name: kept[name] for name in kept.files}
+    for name, array in arrays.items():
+        yield f"{clip.key}.{name}", latent_shards.encode_npy(array)
     yield f"{clip.key}.{latent_shards.CAPTION}", clip.prompt.encode()
     settings = clip.settings
     metadata = {

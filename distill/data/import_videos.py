@@ -19,6 +19,7 @@ from ...video.container import UnusableVideoError
 from ...video.reader import ClipShape
 from ..engine import distributed
 from ..files import claim
+from ..library_errors import one_sentence
 from ..miniature.names import base_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import my_device
@@ -141,7 +142,7 @@ def _report(request: ImportRequest, videos: int, left_out: dict[str, str], shard
     Raises ValueError where no video could be used.
     """
     files = sorted((request.out / _DONE).glob("[!.]*.json"))
-    records = [json.loads(file.read_text()) for file in files]
+    records = [_read_record(file) for file in files]
     bad = {name: reason for record in records for name, reason in record["bad"].items()}
     clips = sum(record["clips"] for record in records)
     _write_table(request.out / BAD, left_out | bad)
@@ -170,7 +171,12 @@ def _write_table(file: Path, bad: dict[str, str]) -> None:
 def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool:
     """Tell whether a shard is made, with the captions that its videos have now."""
     file = _record_file(request, number)
-    return file.is_file() and json.loads(file.read_text()).get("captions") == _digest(tasks)
+    return file.is_file() and _read_record(file).get("captions") == _digest(tasks)
+
+
+def _read_record(file: Path) -> dict:
+    with one_sentence(str(file), "delete it, and the same command makes its shard again"):
+        return json.loads(file.read_text())
 
 
 def _digest(tasks: Sequence[Task]) -> str:

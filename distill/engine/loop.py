@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ...motion_module.files import atomic_path
+from ..library_errors import one_sentence
 from . import distributed
 from .average import copy_average, start_average, update_average
 
@@ -139,7 +140,8 @@ def _resume(
 ) -> tuple[int, list[float]]:
     if not file.is_file():
         return 0, []
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    with one_sentence(str(file), "delete it, and training begins again from the first step"):
+        state = torch.load(file, map_location="cpu", weights_only=True)
     if state["weights"].keys() != weights.keys() or state["step"] > options.iterations:
         raise ValueError(
             f"{file} belongs to another run; choose another folder, or delete the file."

@@ -19,6 +19,7 @@ from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
 from ..files import claim
 from ..files.digest import digest
+from ..library_errors import one_sentence
 from ..miniature import probe, world
 from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..miniature.sample import show
@@ -237,7 +238,10 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the features (n, d) and frames that are kept, empty ones where there are none."""
     if not file.is_file():
         return np.empty((0, 0), np.float32), np.empty(0, np.uint8)
-    with np.load(file) as kept:
+    with (
+        one_sentence(str(file), "delete it, and the same command makes it again"),
+        np.load(file) as kept,
+    ):
         return kept["features"], kept["shown"]
 
 

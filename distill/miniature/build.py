@@ -21,6 +21,7 @@ from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
 from ..engine import distributed, loop
 from ..files import clip_writer
+from ..library_errors import one_sentence
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.latents import to_frames
 from . import gates, metrics, models, sample, stages, styles
@@ -86,7 +87,12 @@ def build_miniature(folder: Path, recipe_name: str, gated: bool = True) -> None:
 
 def teacher_cfg(folders: Folders) -> float:
     """Return the guidance that suits the motion module best, as measured before gate B."""
-    return json.loads(folders.report("b-cfg").read_text())[0]["value"]
+    return _read_report(folders.report("b-cfg"))[0]["value"]
+
+
+def _read_report(file: Path) -> list[dict]:
+    with one_sentence(str(file), "delete it, and build again"):
+        return json.loads(file.read_text())
 
 
 def _first_base(folders: Folders, recipe: Recipe) -> None:
@@ -154,7 +160,7 @@ def _gate(folders: Folders, recipe: Recipe, name: str, measure: Callable[[], lis
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps([c.as_dict() for c in checks], indent=2))
     distributed.barrier()
-    failed = [c["what"] for c in json.loads(file.read_text()) if not c["passed"]]
+    failed = [c["what"] for c in _read_report(file) if not c["passed"]]
     if failed and recipe.gated:
         raise ValueError(
             f"gate {name} failed ({', '.join(failed)}); {file} has the figures. Change "

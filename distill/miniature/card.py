@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from ...motion_module.checkpoint import MotionCheckpoint
+from ..library_errors import one_sentence
 from . import models, probe, styles, world
 from .recipe import Recipe, Stage
 
@@ -121,7 +122,9 @@ def _distilled(students: Sequence[MotionCheckpoint]) -> str:
 
 def _gates(folder: Path) -> Iterable[str]:
     for report in sorted(folder.glob("*.json")):
-        for check in json.loads(report.read_text()):
+        with one_sentence(str(report), "delete it, and build again"):
+            checks = json.loads(report.read_text())
+        for check in checks:
             sign = "at most" if check["at_most"] else "at least"
             verdict = "" if check["passed"] else " (**not reached**)"
             yield (

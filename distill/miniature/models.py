@@ -14,6 +14,7 @@ from ...motion_module import layout
 from ...motion_module.module import MotionModule
 from ..models import sd15_config
 from ..models.pixel_unshuffle_vae import PixelUnshuffleVAE
+from ..models.text_keys import as_released
 from . import world
 
 CHANNELS = (32, 64)  # of the UNet's two levels, 8 x 8 and 4 x 4 latents
@@ -99,7 +100,7 @@ def write_base(folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPText
 def _write_text_encoder(folder: Path, encoder: CLIPTextModel) -> None:
     # its own save_pretrained writes nothing on any but the first process of a group
     encoder.config.save_pretrained(folder)
-    tensors = {k: t.contiguous() for k, t in encoder.state_dict().items()}
+    tensors = as_released(encoder.state_dict())
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 

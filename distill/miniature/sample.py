@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
+from ..library_errors import one_sentence
 from ..models.base_model import BaseModel
 from ..models.latents import decode_images
 from ..sampling.sample import generate_latents
@@ -105,11 +106,14 @@ class Table:
         self.file = file
         self.rows: list[dict[str, str]] = []
         if file.is_file():
-            with file.open(newline="", encoding="utf-8") as source:
+            with (
+                one_sentence(str(file), "choose another --out"),
+                file.open(newline="", encoding="utf-8") as source,
+            ):
                 reader = csv.DictReader(source)
-                if reader.fieldnames != _COLUMNS:
-                    raise ValueError(f"{file} is another table; choose another --out.")
-                self.rows = list(reader)
+                columns, self.rows = reader.fieldnames, list(reader)
+            if columns != _COLUMNS:
+                raise ValueError(f"{file} is another table; choose another --out.")
 
     def find(self, setting: Setting) -> dict[str, str] | None:
         """Return the row of a setting, or None."""

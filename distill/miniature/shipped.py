@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from ...motion_module import checkpoint
 from ..files.cache import cache_folder, made_once
+from ..models.text_keys import as_loaded
 from . import models, styles
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -59,13 +60,15 @@ def cfg() -> float:
 def _assemble(folder: Path, style: str) -> None:
     unet, encoder = models.build_unet(), models.build_text_encoder()
     unet.load_state_dict(load_file(WEIGHTS / f"{style}.safetensors"))
-    encoder.load_state_dict(load_file(WEIGHTS / TEXT_ENCODER))
+    encoder.load_state_dict(as_loaded(encoder, load_file(WEIGHTS / TEXT_ENCODER)))
     models.write_base(folder, unet, encoder)
 
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(
+        b"text_model."
+    )  # as the folders have it since they are for all versions
     for name in (*styles.STYLES, TEXT_ENCODER.removesuffix(".safetensors")):
         digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:12]

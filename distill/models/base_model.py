@@ -17,14 +17,13 @@ import diffusers
 import torch
 import transformers
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import sd15_config
+from ..library_errors import one_sentence
+from . import sd15_config, single_file
 from .headers import check_configs, check_single_file
 from .latent_size import pixels_per_latent
-from .library_errors import one_sentence
 from .pixel_unshuffle_vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
@@ -176,7 +175,8 @@ def _load_vae(path: Path) -> AutoencoderKL | PixelUnshuffleVAE:
     with one_sentence(f"{path.name}/vae"):
         config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
     if config.get("_class_name") == PixelUnshuffleVAE.__name__:
-        return PixelUnshuffleVAE.from_config(config)  # it has no weights
+        with one_sentence(f"{path.name}/vae"):
+            return PixelUnshuffleVAE.from_config(config)  # it has no weights
     return _load_model(AutoencoderKL, path, "vae")
 
 
@@ -216,22 +216,11 @@ def _load_file(
     if tokenizer is None and own is not None and own.is_dir():
         tokenizer = own
     words = load_tokenizer(tokenizer)
-    with tempfile.TemporaryDirectory() as folder, one_sentence(path.name):
-        pipeline = StableDiffusionPipeline.from_single_file(
-            str(path),
-            config=str(config or sd15_config.write_configs(Path(folder))),
-            tokenizer=words,
-            safety_checker=None,
-            feature_extractor=None,
-        )
-    return BaseModel(
-        name=path.stem,
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        text_encoder=pipeline.text_encoder,
-        tokenizer=words,
-        prediction_type=prediction_type or pipeline.scheduler.config.prediction_type,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        configs = Path(config) if config is not None else sd15_config.write_configs(Path(folder))
+        unet, vae, text_encoder = single_file.load_models(path, configs)
+        prediction_type = prediction_type or _scheduled_prediction_type(configs)
+    return BaseModel(path.stem, unet, vae, text_encoder, words, prediction_type)
 
 
 def _check(base: BaseModel) -> None:
@@ -246,11 +235,6 @@ def _check(base: BaseModel) -> None:
             f"the UNet of {base.name} takes {base.latent_channels} channels, but its VAE makes "
             f"{channels}; inpainting models are not supported, use a plain SD1.5 model."
         )
-    for model in (base.unet, base.vae, base.text_encoder):
-        if any(p.is_meta for p in model.parameters()):
-            raise ValueError(
-                f"{base.name} lacks weights of its {type(model).__name__}; download it again."
-            )
 
 
 def _frozen(base: BaseModel, device: torch.device, dtype: torch.dtype) -> BaseModel:

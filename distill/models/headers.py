@@ -1,20 +1,24 @@
 """What a base model's configs and headers tell: what it is, its sizes, its places for motion."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import torch
 from diffusers.models import UNet2DConditionModel
 
-from ...motion_module import layout
+from ...motion_module import files, layout
 from ...motion_module.checkpoint import MotionCheckpoint
+from ..library_errors import one_sentence
 from . import sd15_config
 from .latent_size import pixels_per_latent
-from .library_errors import one_sentence
 
-CHECKPOINT_EXTENSIONS = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
-_CONV_IN = "model.diffusion_model.input_blocks.0.0.weight"
+# what the keys of each model begin with in a checkpoint file
+UNET = "model.diffusion_model."
+TEXT_ENCODER = "cond_stage_model."
+VAE = "first_stage_model."
+_CONV_IN = UNET + "input_blocks.0.0.weight"
 
 
 def empty_unet(base: Path) -> UNet2DConditionModel:
@@ -26,7 +30,7 @@ def empty_unet(base: Path) -> UNet2DConditionModel:
         raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")
     if base.is_file():
         check_single_file(base)
-    with torch.device("meta"):
+    with one_sentence(base.name), torch.device("meta"):
         if base.is_dir():
             return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(config))
         return UNet2DConditionModel.from_config(sd15_config.UNET)
@@ -68,29 +72,33 @@ def check_single_file(path: Path) -> None:
 
     Formats that tell nothing before they are read are taken for one.
     """
-    if path.suffix.lower() not in CHECKPOINT_EXTENSIONS:
+    if path.suffix.lower() not in files.EXTENSIONS:
         raise ValueError(
-            f"{path.name} has no known extension; "
-            f"expected one of {', '.join(CHECKPOINT_EXTENSIONS)}."
+            f"{path.name} has no known extension; expected one of {', '.join(files.EXTENSIONS)}."
         )
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() not in (".safetensors", ".sft"):
         return
     with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
-        keys = list(file.keys())
-        channels = file.get_slice(_CONV_IN).get_shape()[1] if _CONV_IN in keys else 0
-    for prefix, kind in (
+        shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
+    check_keys(path, shapes)
+
+
+def check_keys(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ValueError where the keys and shapes of a file are not a full SD1.5 checkpoint's."""
+    keys = [k.removeprefix("module.") for k in shapes]
+    for fragment, kind in (
         ("conditioner.embedders.", "an SDXL checkpoint"),
-        ("cond_stage_model.model.", "a Stable Diffusion 2 checkpoint"),
+        (TEXT_ENCODER + "model.", "a Stable Diffusion 2 checkpoint"),
         (".temporal_transformer.", "a motion module"),
     ):
-        if any(prefix in k for k in keys):
+        if any(fragment in k for k in keys):
             raise ValueError(f"{path.name} is {kind}; --base needs an SD1.5 checkpoint.")
-    for prefix, kind in (
-        ("model.diffusion_model.", "UNet"),
-        ("cond_stage_model.", "text encoder"),
-        ("first_stage_model.", "VAE"),
-    ):
+    for prefix, kind in ((UNET, "UNet"), (TEXT_ENCODER, "text encoder"), (VAE, "VAE")):
         if not any(k.startswith(prefix) for k in keys):
-            raise ValueError(f"{path.name} holds no {kind}; --base needs a full SD1.5 checkpoint.")
-    if channels > sd15_config.UNET["in_channels"]:
+            raise ValueError(
+                f"{path.name} holds no {kind}; use a checkpoint with its {kind}, "
+                "or a diffusers folder."
+            )
+    channels = [shape[1] for k, shape in shapes.items() if k.endswith(_CONV_IN)]
+    if channels and channels[0] > sd15_config.UNET["in_channels"]:
         raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import CLIPTokenizer
 
-from .library_errors import one_sentence
+from ..library_errors import one_sentence
 from .sd15_config import HUB_TOKENIZER
 
 
@@ -26,7 +26,7 @@ def _hub_tokenizer() -> str:
         return snapshot_download(
             HUB_TOKENIZER, allow_patterns=["vocab.json", "merges.txt", "*_config.json"]
         )
-    except OSError as error:
+    except Exception as error:  # the hub's errors differ among its versions
         raise ValueError(
             "the CLIP tokenizer is not cached here and the hub cannot be reached; pass "
             "--tokenizer DIR, or tokenizer in the slots of a config, with vocab.json and "

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from ...motion_module.files import atomic_path
+from ..library_errors import one_sentence
 from .run_folder import Place
 
 COLUMNS = (
@@ -72,7 +73,8 @@ class Curves:
     def _rows(self) -> list[dict[str, str]]:
         if not self.file.is_file():
             return []
-        with self.file.open(newline="") as source:
+        advice = "delete it; the run goes on without its earlier rows"
+        with one_sentence(str(self.file), advice), self.file.open(newline="") as source:
             # a kill may leave half a line at the end
             return [row for row in csv.DictReader(source) if row["peak_gib"]]
 

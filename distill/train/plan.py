@@ -19,6 +19,7 @@ from ...motion_module.config import MotionModuleConfig
 from ...motion_module.module import MotionModule
 from ..data import latent_shards
 from ..data.url_cache import is_url
+from ..library_errors import one_sentence
 from ..miniature.names import base_path, motion_module_path
 from ..models import sd15_config
 from ..models.headers import empty_unet
@@ -214,11 +215,13 @@ def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | Pix
     text_config = CLIPTextConfig.from_dict(sd15_config.TEXT_ENCODER)
     config, kind = sd15_config.VAE, AutoencoderKL
     if base is not None and base.is_dir():
-        text_config = CLIPTextConfig.from_pretrained(base / "text_encoder")
-        config = json.loads((base / "vae" / "config.json").read_text())
-        if config["_class_name"] == PixelUnshuffleVAE.__name__:
+        with one_sentence(base.name):
+            text_config = CLIPTextConfig.from_pretrained(base / "text_encoder")
+            config = json.loads((base / "vae" / "config.json").read_text(encoding="utf-8"))
+        if config.get("_class_name") == PixelUnshuffleVAE.__name__:
             kind = PixelUnshuffleVAE
-    with torch.device("meta"):
+    name = base.name if base is not None else "SD1.5"
+    with one_sentence(name), torch.device("meta"):
         return CLIPTextModel(text_config), kind.from_config(config)
 
 

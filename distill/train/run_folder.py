@@ -4,7 +4,6 @@ Every file is written under a temporary name and renamed, so that a kill at any 
 last good one.
 """
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
 from ..files import claim
+from ..library_errors import one_sentence
 from ..models import student_files
 from .config import TrainConfig
 
@@ -109,13 +109,9 @@ class RunFolder:
     def load(self, place: Place) -> dict:
         """Read a checkpoint's content, on the CPU; ValueError where it is damaged."""
         file = self.file(place)
-        try:
+        advice = "delete it, and the same command resumes from the previous checkpoint"
+        with one_sentence(str(file), advice):
             return torch.load(file, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{file} is damaged; delete it, and the same command resumes from the previous "
-                "checkpoint."
-            ) from error
 
     def places(self) -> list[Place]:
         """Return the places of all checkpoints."""
