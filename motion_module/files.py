@@ -36,7 +36,7 @@ _BESIDE_WEIGHTS = (
     "numpy.dtypes.Float64DType",
     "_codecs.encode",
 )
-_UNSAFE_GLOBAL = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\w+(?:\.\w+)+)")
+_UNSAFE_GLOBAL = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]*\w)")
 
 
 def read(
@@ -102,7 +102,7 @@ def read_pickle(path: Path) -> dict[str, object]:
 def _ends_with(path: Path, name: str) -> bool:
     """Tell whether a file was cut within a name, which looks like another name then."""
     with path.open("rb") as file:
-        file.seek(-min(len(name) + 1, path.stat().st_size), os.SEEK_END)
+        file.seek(-min(len(name) + 3, path.stat().st_size), os.SEEK_END)  # a line, cut
         return name.encode() in file.read()
 
 

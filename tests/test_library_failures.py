@@ -17,6 +17,7 @@ import pytest
 import torch
 from animatediff_lightning.distill.cli.program import MISTAKE, UNFORESEEN, exit_code, main
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
+from PIL import Image
 
 from . import distil_files, headless_ldm, random_models
 
@@ -120,11 +121,6 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         True,
     ),
     ("distill.models.headers", "latent_factor", "json.loads"): ("json:loads", "factor", True),
-    ("distill.models.headers", "check_single_file", "safetensors.safe_open"): (
-        "safetensors:safe_open",
-        "single",
-        True,
-    ),
     ("distill.models.single_file", "_convert", "kind.load_config"): (
         ".:UNet2DConditionModel.load_config",
         "single",
@@ -189,9 +185,12 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         "folder",
         False,
     ),
-    ("motion_module.files", "_read_pickle", "torch.load"): ("torch:load", "pickle", False),
-    ("video.decoder", "open_video", "av.open"): ("av:open", "decoder", False),
-    ("video.reader", "_open", "cv2.VideoCapture"): ("cv2:VideoCapture", "video", False),
+    ("motion_module.beside", "_read_json", "json.loads"): ("json:loads", "beside", False),
+    ("motion_module.content", "read_header", "json.loads"): ("json:loads", "inspect", False),
+    ("motion_module.files", "read_pickle", "torch.load"): ("torch:load", "pickle", False),
+    ("motion_module.lora_scale", "_unpacked", "json.loads"): ("json:loads", "lora", False),
+    ("video.animation", "frames", "Image.open"): ("PIL.Image:open", "animation", False),
+    ("video.container", "open_video", "av.open"): ("av:open", "video", False),
 }
 
 
@@ -247,6 +246,7 @@ def program(name: str, tmp: Path, models, out: Path) -> list[object] | None:
         "single without a tokenizer": [*clip, *single],
         "pickle": [*clip, "--base", models.base, "--motion-module", tmp / "module.ckpt"],
         "miniature": clip,
+        "inspect": ["inspect", models.motion_module],
         "plan": ["plan", tmp / "config.toml"],
         "stats": ["data", "stats", tmp / "a.tar"],
         "stats of a cloud": ["data", "stats", "gs://clips/a.tar"],
@@ -303,9 +303,17 @@ def function(name: str, tmp: Path, models, out: Path) -> Callable[[], object]:
         "plan SD1.5": lambda: ours("distill.train.plan")._unet(None),
         "curves": lambda: curves._rows(),
         "checkpoint": lambda: _load_checkpoint(run, tmp / "1-1-00000002.pt"),
-        "decoder": lambda: enter(ours("video.decoder").open_video(tmp / "a.json")),
-        "video": lambda: ours("video.reader")._open(tmp / "a.json"),
+        "beside": lambda: ours("motion_module.beside")._read_json(tmp / "a.json"),
+        "lora": lambda: ours("motion_module.lora_scale")._unpacked("{}"),
+        "animation": lambda: list(_webp_decoder(ours, tmp / "a.webp").frames()),
+        "video": lambda: enter(ours("video.container").open_video(tmp / "a.json")),
     }[name]
+
+
+def _webp_decoder(ours, file: Path):
+    pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
+    pictures[0].save(file, save_all=True, append_images=pictures[1:])
+    return ours("video.frames").open_decoder(file, file.name)
 
 
 def _members_of(generate, file: Path):

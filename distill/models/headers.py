@@ -4,11 +4,10 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import torch
 from diffusers.models import UNet2DConditionModel
 
-from ...motion_module import files, layout
+from ...motion_module import content, layout, refusals
 from ...motion_module.checkpoint import MotionCheckpoint
 from ..library_errors import one_sentence
 from . import sd15_config
@@ -72,15 +71,14 @@ def check_single_file(path: Path) -> None:
 
     Formats that tell nothing before they are read are taken for one.
     """
-    if path.suffix.lower() not in files.EXTENSIONS:
-        raise ValueError(
-            f"{path.name} has no known extension; expected one of {', '.join(files.EXTENSIONS)}."
-        )
-    if path.suffix.lower() not in (".safetensors", ".sft"):
-        return
-    with one_sentence(path.name), safetensors.safe_open(path, framework="pt") as file:
-        shapes = {k: tuple(file.get_slice(k).get_shape()) for k in file.keys()}  # noqa: SIM118
-    check_keys(path, shapes)
+    try:
+        content.check_file(path)
+        if not content.is_safetensors(path):
+            return
+        header, _ = content.read_header(path)
+    except content.CheckpointError as error:
+        raise refusals.named(path, error) from error
+    check_keys(path, {key: tensor.shape for key, tensor in header.items()})
 
 
 def check_keys(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -4,7 +4,7 @@ The file is read once and safely. diffusers converts the UNet and the VAE; the t
 need only a prefix, which differs among files and among versions of transformers.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ...motion_module import files, refusals
+from ...motion_module import content, files, refusals
 from ..library_errors import one_sentence
 from .headers import TEXT_ENCODER, UNET, VAE, check_keys
 from .text_keys import as_loaded, bare
@@ -22,14 +22,6 @@ Converted = TypeVar("Converted", UNet2DConditionModel, AutoencoderKL)
 # what the models consist of; files of trainers keep averages and losses beside it
 _PARTS_OF_UNET = ("time_embed.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 _PARTS_OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-# what PyTorch Lightning pickles beside SD1.5's weights: its callback, and that one's best score;
-# none of their code is run, nor needs to be installed
-_BESIDE_WEIGHTS = (
-    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "dtype"),
-)
 _TRANSFORMER = TEXT_ENCODER + "transformer."
 
 
@@ -51,29 +43,11 @@ def load_models(
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        with torch.serialization.safe_globals(_stand_ins()):
-            tensors, _ = files.read(path)
-    except files.CheckpointError as error:
+        tensors, _ = files.read(path)
+    except content.CheckpointError as error:
         raise refusals.named(path, error) from error
     check_keys(path, {k: tuple(t.shape) for k, t in tensors.items()})
     return tensors
-
-
-class _Ignored:
-    """Stands in for an object that is no weight; keeps nothing of what it is made of."""
-
-    def __init__(self, *content: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-def _stand_ins() -> list[Callable | tuple[Callable, str]]:
-    return [
-        type(name, (_Ignored,), {"__module__": module, "__qualname__": name})
-        for module, name in _BESIDE_WEIGHTS
-    ]
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str, parts: tuple[str, ...]) -> dict[str, Tensor]:
