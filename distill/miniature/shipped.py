@@ -66,9 +66,8 @@ def _assemble(folder: Path, style: str) -> None:
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    digest = hashlib.sha256(
-        b"text_model."
-    )  # as the folders have it since they are for all versions
+    # folders of before have text encoders that only one version of transformers reads
+    digest = hashlib.sha256(b"text_model.")
     for name in (*styles.STYLES, TEXT_ENCODER.removesuffix(".safetensors")):
         digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:12]
