@@ -76,6 +76,11 @@ MOTION_LORA = Kind(
     "put it into models/animatediff_motion_lora and load it with Load Motion LoRA",
     (_MOTION, _LORA),
 )
+CHECKPOINT = Kind(
+    "a Stable Diffusion checkpoint",
+    "put it into models/checkpoints and use it as the base model",
+    (_has(r"^cond_stage_model\."),),
+)
 KINDS = (
     # with motion modules inside
     Kind(
@@ -202,11 +207,7 @@ KINDS = (
         "use an SD1.5 checkpoint as the base model",
         (_has(r"^cond_stage_model\.model\."),),
     ),
-    Kind(
-        "a Stable Diffusion checkpoint",
-        "put it into models/checkpoints and use it as the base model",
-        (_has(r"^cond_stage_model\."),),
-    ),
+    CHECKPOINT,
     Kind(
         "an image UNet without motion",
         "put it into models/diffusion_models and load it with Load Diffusion Model",

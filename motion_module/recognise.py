@@ -6,15 +6,17 @@ from typing import Literal
 from . import kinds
 from .config import MotionModuleConfig
 
-FileKind = Literal["motion module", "motion LoRA"]
+FileKind = Literal["motion module", "motion LoRA", "base model"]
 
 _WANTED: dict[FileKind, kinds.Kind] = {
     "motion module": kinds.MOTION_MODULE,
     "motion LoRA": kinds.MOTION_LORA,
+    "base model": kinds.CHECKPOINT,
 }
 _USE_INSTEAD: dict[FileKind, str] = {
     "motion module": kinds.USE_SUPPORTED,
     "motion LoRA": "use one for AnimateDiff v2 or v3",
+    "base model": "use a full SD1.5 checkpoint",
 }
 _PIPELINE_PARTS = ("unet", "vae", "text_encoder", "safety_checker", "image_encoder")
 

@@ -66,8 +66,7 @@ def _assemble(folder: Path, style: str) -> None:
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    # folders of before have text encoders that only one version of transformers reads
-    digest = hashlib.sha256(b"text_model.")
+    digest = hashlib.sha256(b"text_model.")  # earlier folders suited transformers 5 alone
     for name in (*styles.STYLES, TEXT_ENCODER.removesuffix(".safetensors")):
         digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:12]

@@ -43,7 +43,7 @@ def load_models(
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
-        tensors, _ = files.read(path)
+        tensors, _ = files.read(path, "base model")
     except content.CheckpointError as error:
         raise refusals.named(path, error) from error
     check_keys(path, {k: tuple(t.shape) for k, t in tensors.items()})

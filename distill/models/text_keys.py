@@ -23,5 +23,6 @@ def as_released(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_loaded(encoder: CLIPTextModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with bare keys under an encoder's own; KeyError where one is missing."""
-    return {k: tensors[bare(k)] for k in encoder.state_dict()}
+    """Return tensors of either naming under an encoder's own; KeyError where one is missing."""
+    named = {bare(k): t for k, t in tensors.items()}
+    return {k: named[bare(k)] for k in encoder.state_dict()}
