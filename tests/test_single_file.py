@@ -182,3 +182,9 @@ def test_a_checkpoint_with_anything_else_is_not_opened(tmp_path, models, weights
     with pytest.raises(ValueError, match=r"holds more than tensors .* and is not opened"):
         load(models, path)
     assert "this was run" not in capsys.readouterr().out
+
+
+def test_a_pickle_without_weights_is_no_base_model(tmp_path, models):
+    torch.save({"state_dict": {"epoch": 3}}, tmp_path / "base.ckpt")
+    with pytest.raises(ValueError, match=r"^base\.ckpt is not a base model, and its kind is unkn"):
+        load(models, tmp_path / "base.ckpt")
