@@ -179,8 +179,6 @@ class _Runs:
 def test_a_checkpoint_with_anything_else_is_not_opened(tmp_path, models, weights, content, capsys):
     path = tmp_path / "base.ckpt"
     torch.save({"state_dict": weights, "callbacks": content}, path, pickle_module=pickle)
-    with pytest.raises(
-        ValueError, match=r"holds more than tensors .* and is not opened"
-    ):
+    with pytest.raises(ValueError, match=r"holds more than tensors .* and is not opened"):
         load(models, path)
     assert "this was run" not in capsys.readouterr().out
