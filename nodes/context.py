@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..samplers import context
+from .host.schema import advanced, search_aliases
 from .host.windows import WindowSettings
 
 ContextType = io.Custom("ADL_CONTEXT")
@@ -21,6 +22,7 @@ class SlidingContext(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Makes clips of any length by sampling the frames in overlapping windows. "
             "Connect it to context of Apply Motion Module.",
+            **search_aliases("context options", "long video"),
             inputs=[
                 io.Int.Input(
                     "context_length",
@@ -42,6 +44,7 @@ class SlidingContext(io.ComfyNode):
                     "schedule",
                     options=list(context.SCHEDULES),
                     default=defaults.schedule,
+                    **advanced(io.Combo.Input),
                     tooltip="uniform: the windows move with every step, so that no border stays in "
                     "place. static: the windows stay in place. looped: some windows also join the "
                     "end of the clip to its beginning.",
@@ -50,6 +53,7 @@ class SlidingContext(io.ComfyNode):
                     "fuse",
                     options=list(context.FUSES),
                     default=defaults.fuse,
+                    **advanced(io.Combo.Input),
                     tooltip="How shared frames are mixed. pyramid: the middle of a window has the "
                     "most weight. relative: the same, but steeper. flat: all frames have the same "
                     "weight. overlap-linear: a cross-fade over the overlap.",
@@ -57,11 +61,13 @@ class SlidingContext(io.ComfyNode):
                 io.Boolean.Input(
                     "closed_loop",
                     default=defaults.closed_loop,
+                    **advanced(io.Boolean.Input),
                     tooltip="With looped: the clip repeats without a jump.",
                 ),
                 io.Int.Input(
                     "windows_per_call",
                     default=1,
+                    **advanced(io.Int.Input),
                     min=0,
                     max=64,
                     tooltip="With latents: the number of windows that are sampled at once. More "
@@ -107,6 +113,7 @@ class PlotContext(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Draws which frames are sampled together at each step and the weight of "
             "each window, to help choose the settings of Sliding Context.",
+            **search_aliases("view context", "windows"),
             inputs=[
                 ContextType.Input("context", tooltip="The output of Sliding Context."),
                 io.Int.Input(

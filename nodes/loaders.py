@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .host import folders
 from .host.motion_module import load_motion_module
+from .host.schema import search_aliases
 
 folders.register_model_folder(folders.MODELS_FOLDER)
 MotionModuleType = io.Custom("ADL_MOTION_MODULE")
@@ -20,6 +21,7 @@ class LoadMotionModule(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Loads an AnimateDiff motion module for SD1.5: Lightning, v2, v3 or "
             "AnimateLCM, in the comfyui or the diffusers layout.",
+            **search_aliases("load AnimateDiff model", "motion model"),
             inputs=[
                 io.Combo.Input(
                     "motion_module",

@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .host import folders
 from .host.motion_module import add_motion_lora
+from .host.schema import search_aliases
 from .loaders import MotionModuleType
 
 folders.register_model_folder(folders.LORAS_FOLDER)
@@ -20,6 +21,7 @@ class LoadMotionLoRA(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Adds a motion LoRA, such as a camera move (zoom, pan, tilt, roll), to a "
             "motion module. Chain several to combine them.",
+            **search_aliases("AnimateDiff LoRA", "camera motion"),
             inputs=[
                 MotionModuleType.Input(
                     "motion_module",

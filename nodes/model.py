@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .context import ContextType
 from .host.apply import apply_motion_module
+from .host.schema import search_aliases
 from .loaders import MotionModuleType
 
 
@@ -19,6 +20,7 @@ class ApplyMotionModule(io.ComfyNode):
             description="Turns an SD1.5 MODEL into a video model: the latents of a batch become "
             "the frames of one clip. It also sets the noise schedule that AnimateDiff was trained "
             "with.",
+            **search_aliases("AnimateDiff", "use AnimateDiff"),
             inputs=[
                 io.Model.Input(
                     "model",

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from ..samplers import noise
 from .host.execution import make_core_noise
+from .host.schema import search_aliases
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class VideoNoise(io.ComfyNode):
             description="Makes the noise that a clip starts from, in place of Random Noise. For "
             "clips longer than one window it reuses the noise of the first window, which keeps the "
             "scene and the characters coherent.",
+            **search_aliases("FreeNoise", "repeated noise"),
             inputs=[
                 io.Int.Input(
                     "seed",

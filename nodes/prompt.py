@@ -3,6 +3,7 @@
 from comfy_api.latest import io
 
 from ..samplers import travel
+from .host.schema import search_aliases
 
 _EXAMPLE = "0: a spring meadow\n12: the same meadow in snow"
 
@@ -18,6 +19,7 @@ class PromptTravel(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Changes the prompt along a clip: write a prompt for some frames, and the "
             "frames between them blend from one prompt to the next.",
+            **search_aliases("prompt schedule", "keyframes"),
             inputs=[
                 io.Clip.Input(
                     "clip",

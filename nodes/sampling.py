@@ -6,6 +6,7 @@ from ..samplers import schedule
 from . import checks
 from .host.applied import get_applied_motion
 from .host.execution import show_on_node
+from .host.schema import search_aliases
 
 
 class LightningScheduler(io.ComfyNode):
@@ -19,6 +20,7 @@ class LightningScheduler(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Outputs the noise levels that Lightning motion modules were distilled on, "
             "for 1, 2, 4 or 8 steps. Use it with the sampler euler.",
+            **search_aliases("AnimateDiff-Lightning sigmas", "few steps"),
             inputs=[
                 io.Model.Input(
                     "model",

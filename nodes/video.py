@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from ..video.clip import ClipRequest, read_clip
 from .host import execution, folders
+from .host.schema import search_aliases
 
 MAX_SIDE = 8192
 
@@ -19,6 +20,7 @@ class LoadVideo(io.ComfyNode):
             category="AnimateDiff-Lightning",
             description="Loads a video, GIF or animated picture as frames for video-to-video: a "
             "part of it, at the frame rate and size you need, with the sound of that part.",
+            **search_aliases("load video as images", "video frames"),
             inputs=[
                 io.Combo.Input(
                     "video",

@@ -1,12 +1,19 @@
 """The shipped workflow files, read without a host: well-formed, downloadable, of a piece."""
 
+import importlib.util
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 # the frontend offers a download from these only, and of these file types only
@@ -221,6 +228,44 @@ def test_nodes_do_not_overlap(graph):
         beside = x + w <= x2 or x2 + w2 <= x
         below = y + h <= y2 - TITLE_HEIGHT or y2 + h2 <= y - TITLE_HEIGHT
         assert beside or below, (one, other)
+
+
+def test_every_node_tells_which_pack_it_is_of(graph):
+    project = tomllib.loads((WORKFLOWS.parent / "pyproject.toml").read_text())["project"]
+    for node in graph["nodes"]:
+        if node["type"] in OUR_NODES:
+            assert node["properties"]["cnr_id"] == project["name"]
+            assert node["properties"]["ver"] == project["version"]
+        elif node["type"] in CORE_NODES:
+            assert node["properties"]["cnr_id"] == "comfy-core"
+
+
+def test_the_app_shows_prompt_seed_and_size_and_the_clip(graph):
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    app = graph["extra"]["linearData"]
+    shown = []
+    for number, name in app["inputs"]:
+        (port,) = [p for p in nodes[number]["inputs"] if p.get("widget") == {"name": name}]
+        assert port["link"] is None, "a linked widget cannot be set"
+        shown.append(name)
+    assert {"text", "prompts"} & set(shown)
+    assert {"seed", "noise_seed"} & set(shown)
+    assert {"width", "height"} <= set(shown)
+    assert [nodes[number]["type"] for number in app["outputs"]] == ["SaveVideo"]
+
+
+def test_the_blueprints_are_those_of_the_workflows():
+    """docs/make_blueprints.py makes them."""
+    spec = importlib.util.spec_from_file_location(
+        "make_blueprints", WORKFLOWS.parent / "docs" / "make_blueprints.py"
+    )
+    maker = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = maker
+    spec.loader.exec_module(maker)
+    files = {file.stem: file for file in (WORKFLOWS.parent / "subgraphs").glob("*.json")}
+    assert files.keys() == {blueprint.name for blueprint in maker.BLUEPRINTS}
+    for blueprint in maker.BLUEPRINTS:
+        assert json.loads(files[blueprint.name].read_text()) == maker.make(blueprint)
 
 
 def test_thumbnail_is_small(path):
