@@ -434,3 +434,46 @@ def uploaded_as(frontend, name: str, content: bytes):
     assert node["inputs"]["video"] == name
     query = urllib.parse.urlencode({"filename": name, "type": "input"})
     assert frontend.server.get(f"/view?{query}") == content
+
+
+BLUEPRINTS = sorted((PACK / "subgraphs").glob("*.json"))
+# the widgets that a user sees on the node, by their labels
+SHOWN = "app.graph.nodes[0].widgets.map(widget => widget.label ?? widget.name)"
+INTO_SAVE_VIDEO = """() => {
+  const [node] = app.graph.nodes, save = LiteGraph.createNode('SaveVideo');
+  app.graph.add(save);
+  save.pos = [node.pos[0] + node.size[0] + 80, node.pos[1]];
+  node.connect(0, save, 0);
+}"""
+
+
+@pytest.mark.smoke
+def test_the_host_lists_our_blueprints(server, comfyui):
+    if not (comfyui.folder / "app" / "subgraph_manager.py").is_file():
+        pytest.skip("this host knows no blueprints")
+    listed = json.loads(server.get("/global_subgraphs")).values()
+    ours = {e["name"] for e in listed if e["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"}
+    assert ours == {path.stem for path in BLUEPRINTS}
+
+
+@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda path: path.stem)
+def test_a_blueprint_is_one_node_that_samples_as_its_workflow_does(frontend, comfyui, blueprint):
+    if not (comfyui.folder / "app" / "subgraph_manager.py").is_file():
+        pytest.skip("this host knows no blueprints")
+    graph = json.loads(blueprint.read_text())
+    frontend.drop(blueprint.name, graph)
+    labels = [port["label"] for port in graph["nodes"][0]["inputs"]]
+    shown = frontend.page.evaluate(SHOWN)
+    assert [label for label in shown if label in labels] == labels, shown
+    frontend.page.evaluate(INTO_SAVE_VIDEO)
+    frontend.photograph(f"{blueprint.stem} - blueprint")
+    api = frontend.api()
+    inner = [n["type"] for n in graph["definitions"]["subgraphs"][0]["nodes"]]
+    assert sorted(n["class_type"] for n in api.values()) == sorted([*inner, "SaveVideo"])
+    most = {"width": 64, "height": 64, "batch_size": 4, "max_frames": 4}
+    for node in api.values():
+        for name in most.keys() & node["inputs"].keys():
+            if not isinstance(node["inputs"][name], list):
+                node["inputs"][name] = most[name]
+    _, entry = frontend.server.run(api)
+    assert entry["status"]["status_str"] == "success", entry["status"]
