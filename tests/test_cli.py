@@ -337,7 +337,7 @@ ERRORS = {
     "module missing": ([*FISH, *using("{base}", "no.ckpt")], "no.ckpt was not found"),
     "module is junk": (
         [*FISH, *using("{base}", "{junk}")],
-        "junk.bin is damaged or holds more than tensors",
+        "junk.bin is damaged, or is not a PyTorch file; download it again",
     ),
     "module is a base": (
         [*FISH, *using("{base}", "{single}")],
@@ -347,11 +347,11 @@ ERRORS = {
         [*FISH, *using("{module}", "{module}")],
         "is a motion module; --base",
     ),
-    "base is junk": ([*FISH, *using("{text}", "{module}")], "text.safetensors could not be read"),
+    "base is junk": ([*FISH, *using("{text}", "{module}")], "text.safetensors is a saved web page"),
     "base is empty": ([*FISH, *using("{empty}", "{module}")], "lacks unet/config.json"),
     "base is cut short": (
         [*FISH, *using("{truncated}", "{module}")],
-        "truncated.safetensors could",
+        "truncated.safetensors is truncated",
     ),
     "unet only": ([*FISH, *using("{unet}", "{module}")], "holds no text encoder"),
     "no tokenizer": (
@@ -574,7 +574,7 @@ def test_convert_overwrites_only_when_forced(run, tmp_path, models):
         ),
         (
             ["convert", "{junk}", "--to", "comfyui", "--out", "{tmp}/b.safetensors"],
-            "holds more than",
+            "junk.bin is damaged, or is not a PyTorch file",
         ),
         (["paint"], "No such command 'paint'"),
     ],

@@ -240,7 +240,7 @@ def test_files_that_are_no_base_model_are_told_before_any_is_loaded(tmp_path):
     for sentence in (
         "sdxl.safetensors is an SDXL checkpoint",
         "inpainting.safetensors is an inpainting checkpoint",
-        "cut.safetensors could not be read",
+        "cut.safetensors is truncated",
         "no/folder holds no tokenizer",
         "no/config has no model_index.json",
     ):

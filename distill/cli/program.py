@@ -9,7 +9,6 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -54,29 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
     for library in ("DIFFUSERS", "TRANSFORMERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        return exit_code(
-            lambda: app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False)
-        )
+        code = app(arguments or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0
+    except (Exception, KeyboardInterrupt) as error:
+        code = explain(error)
     finally:
         _LOGGER.removeHandler(handler)
-
-
-def exit_code(command: Callable[[], int | None]) -> int:
-    """Run a command and return its exit code; whatever it raises becomes one sentence."""
-    try:
-        code = command() or 0
-    except (typer.Abort, KeyboardInterrupt):  # which of these, or 130, depends on typer's age
-        code = INTERRUPTED
-    except _UsageError as error:
-        code = _fail(error.format_message())
-    except Exception as error:
-        code = _explain(error)
-    if code == INTERRUPTED:
+    if code == INTERRUPTED:  # whether typer raises or returns it depends on its age
         print("stopped.", file=sys.stderr)
     return code
 
 
-def _explain(error: Exception) -> int:
+def explain(error: BaseException) -> int:
+    """Tell in one sentence what a command raised, and return the exit code."""
+    if isinstance(error, (typer.Abort, KeyboardInterrupt)):
+        return INTERRUPTED
+    if isinstance(error, _UsageError):
+        return _fail(error.format_message())
     _LOGGER.debug("%s", "".join(traceback.format_exception(error)).rstrip())
     text = " ".join(str(error).split()).rstrip(".")
     if _is_out_of_memory(error):
@@ -93,7 +85,7 @@ def _explain(error: Exception) -> int:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # which --help does not import
     kinds = (MemoryError,) if torch is None else (MemoryError, torch.OutOfMemoryError)
     # on a CPU, torch has no class of its own for it
