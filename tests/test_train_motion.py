@@ -4,9 +4,9 @@ The base model is the miniature's untrained one; clips are its true ones, in los
 """
 
 import json
-import os
 import re
-import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -30,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from . import random_models
-from .processes import FORK, together
+from .processes import together
 from .video_files import numbered, real_video, write_lossless
 
 pytestmark = pytest.mark.slow
@@ -207,27 +207,23 @@ def predicted(base, module):
 
 
 @pytest.fixture
-def run(files, tmp_path, capsys):
+def command(files, tmp_path):
+    """Return the program's arguments with small settings."""
+
+    def make(*arguments, data=files / "videos"):
+        paths = ("--data", data, "--base", files / "v_prediction", "--out")
+        small = (tmp_path / "out.safetensors", "--frames", 4, "--batch", 2)
+        return ["train-motion", *map(str, (*paths, *small, *arguments))]
+
+    return make
+
+
+@pytest.fixture
+def run(command, capsys):
     """Call the program with small settings; returns (exit code, stdout, stderr)."""
 
-    def call(*arguments, data=files / "videos"):
-        code = main(
-            [
-                "train-motion",
-                "--data",
-                str(data),
-                "--base",
-                str(files / "v_prediction"),
-                "--out",
-                str(tmp_path / "out.safetensors"),
-                "--frames",
-                "4",
-                "--batch",
-                "2",
-                *map(str, arguments),
-            ]
-        )
-        return code, *capsys.readouterr()
+    def call(*arguments, **options):
+        return main(command(*arguments, **options)), *capsys.readouterr()
 
     return call
 
@@ -268,17 +264,21 @@ def test_the_command_trains_on_a_real_video_and_says_what_it_skipped(files, run,
 
 
 @pytest.mark.multiprocess
-def test_killed_and_started_again_ends_with_the_same_weights(run, tmp_path):
+def test_killed_and_started_again_ends_with_the_same_weights(command, run, tmp_path):
     options = ("--iterations", 10, "--save-dtype", "float32", "--save-every", 0)
     assert run(*options)[0] == 0
     (tmp_path / "out.safetensors").rename(tmp_path / "undisturbed.safetensors")
-    child = FORK.Process(target=run, args=options)
-    child.start()
+    # a program of its own: a fork has no decoder threads, for which a decoder of before may wait
+    child = subprocess.Popen(
+        [sys.executable, "-m", "animatediff_lightning.distill", *command(*options)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     file = tmp_path / "out.training" / CHECKPOINT
     seen = set()
     wait_until(lambda: file.exists() and (seen.add(file.stat().st_mtime_ns) or len(seen) >= 3))
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
+    child.kill()
+    child.wait()
     assert file.exists()
     assert not (tmp_path / "out.safetensors").exists()
     code, _, warned = run(*options, "--seed", 1)
