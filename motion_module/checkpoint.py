@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from . import facts, files, keys, refusals, values
 from .config import MotionModuleConfig
-from .content import CheckpointError
 from .facts import Facts
 from .files import atomic_path
 from .module import MotionModule
@@ -62,14 +61,12 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     of an unsupported family (v1, SDXL, HotShot-XL), incomplete, wrongly shaped, or not finite.
     """
     path = Path(path)
-    try:
+    with refusals.naming(path):
         found, metadata = files.read(path)
         told, tensors = facts.gather(path, found, metadata)
         if not facts.has_positions(tensors):
             tensors |= _computed_positions(told.config)
         _validate(tensors, told.config)
-    except CheckpointError as error:
-        raise refusals.named(path, error) from error
     ((dtype, _),) = Counter(t.dtype for t in tensors.values()).most_common(1)
     return MotionCheckpoint(**vars(told), state_dict=tensors, dtype=dtype)
 

@@ -20,6 +20,11 @@ class CheckpointError(ValueError):
     """A weights file that cannot be used; the message is one sentence for the user."""
 
 
+def unreadable(error: OSError) -> CheckpointError:
+    """Return the refusal of a file that the system does not let us read."""
+    return CheckpointError(f"cannot be read ({error.strerror}); check the file's permissions")
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """What a header tells of a tensor: its dtype as safetensors names it, and its shape."""
@@ -113,6 +118,4 @@ def _read_start(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(_START)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read ({error.strerror}); check the file's permissions"
-        ) from error
+        raise unreadable(error) from error

@@ -85,11 +85,9 @@ def describe_header(path: Path) -> dict[str, str]:
     Raises CheckpointError for a file that is missing, cut, of another kind or family, or without
     parts of a motion module.
     """
-    try:
+    with refusals.naming(path):
         header, metadata = content.read_header(path)
         facts, tensors = gather(path, header, metadata)
-    except CheckpointError as error:
-        raise refusals.named(path, error) from error
     ((dtype, _),) = Counter(t.dtype for t in tensors.values()).most_common(1)
     parameters = sum(t.numel() for k, t in tensors.items() if not k.endswith(".pe"))
     return facts.as_table(dtype, parameters)
@@ -97,12 +95,7 @@ def describe_header(path: Path) -> dict[str, str]:
 
 def _steps(path: Path, metadata: Mapping[str, str]) -> int:
     if "steps" in metadata:
-        if not metadata["steps"].isdecimal():
-            raise CheckpointError(
-                f"has steps={metadata['steps']!r} in its metadata, which is not a whole number; "
-                "save the file again"
-            )
-        return int(metadata["steps"])
+        return infer.whole_number(metadata, "steps", 0)
     # what a library named after nothing lies in a folder with a name
     name = path.absolute().parent.name if beside.has_generic_name(path) else path.name
     released = _RELEASED_STEPS.search(name)

@@ -65,9 +65,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
             f"is truncated, or is not a safetensors file ({reason}); download it again"
         ) from error
     except OSError as error:
-        raise CheckpointError(
-            f"cannot be read ({error.strerror}); check the file's permissions"
-        ) from error
+        raise content.unreadable(error) from error
 
 
 def read_pickle(path: Path) -> dict[str, object]:

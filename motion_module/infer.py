@@ -81,18 +81,19 @@ def _block_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[in
 
 
 def _positions_from_metadata(metadata: Mapping[str, str]) -> int:
-    return _whole_number(metadata, MAX_FRAMES, POSITIONS_WHERE_FILE_HAS_NONE)
+    return whole_number(metadata, MAX_FRAMES, POSITIONS_WHERE_FILE_HAS_NONE)
 
 
 def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     default = MotionModuleConfig()
     options: dict[str, Any] = {"norm_scope": metadata.get("norm_scope", default.norm_scope)}
     for name in ("num_heads", "norm_groups"):
-        options[name] = _whole_number(metadata, name, getattr(default, name))
+        options[name] = whole_number(metadata, name, getattr(default, name))
     return options
 
 
-def _whole_number(metadata: Mapping[str, str], name: str, default: int) -> int:
+def whole_number(metadata: Mapping[str, str], name: str, default: int) -> int:
+    """Return a number of the metadata; raises CheckpointError where it is no whole one."""
     text = metadata.get(name, str(default))
     if not text.isdecimal():
         raise CheckpointError(

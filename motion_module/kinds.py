@@ -64,6 +64,7 @@ def _shape(tensor: object) -> tuple[int, ...]:
 
 _MOTION = _has(r"motion_modules[._]")
 _LORA = _has(r"lora", r"\.hada_w", r"\.lokr_w", r"\.oft_")
+_CONTROLNET_ADVICE = "put it into models/controlnet and load it with Load ControlNet Model"
 _IMAGE_LORA_ADVICE = "put it into models/loras and load it with Load LoRA"
 USE_SUPPORTED = "use v2, v3, Lightning or AnimateLCM"
 MOTION_MODULE = Kind(
@@ -170,12 +171,12 @@ KINDS = (
     ),
     Kind(
         "a T2I-Adapter",
-        "put it into models/controlnet and load it with Load ControlNet Model",
+        _CONTROLNET_ADVICE,
         (_has(r"^(?:adapter\.)?body\.\d+\.(?:in_conv|block1|resnets)\b"),),
     ),
     Kind(
         "a ControlNet",
-        "put it into models/controlnet and load it with Load ControlNet Model",
+        _CONTROLNET_ADVICE,
         (
             _has(
                 r"controlnet_cond_embedding",

@@ -53,7 +53,7 @@ def load(path: str | os.PathLike) -> MotionLora:
     incomplete, of inconsistent rank, or not finite.
     """
     path = Path(path)
-    try:
+    with refusals.naming(path):
         tensors, metadata = files.read(path, "motion LoRA")
         refusal = recognise.refuse_other(tensors, "motion LoRA", path)
         if refusal:
@@ -63,8 +63,6 @@ def load(path: str | os.PathLike) -> MotionLora:
         pairs = {weight: layer.low_rank(config) for weight, layer in layers.motion.items()}
         _validate(pairs)
         values.check_finite(tensors)
-    except CheckpointError as error:
-        raise refusals.named(path, error) from error
     return MotionLora(path, pairs, len(layers.image))
 
 
@@ -86,13 +84,11 @@ def weight_patches(lora: MotionLora, config: MotionModuleConfig) -> dict[str, Lo
         if k in weights and (up.shape[0], down.shape[1]) != weights[k]
     ]
     advice = "use a motion LoRA made for this kind of motion module"
-    try:
+    with refusals.naming(lora.path):
         refusals.refuse(
             ("is for another motion module: it changes", wrong_shape, advice),
             ("is for another motion module: this one lacks", unknown, advice),
         )
-    except CheckpointError as error:
-        raise refusals.named(lora.path, error) from error
     return pairs
 
 

@@ -1,15 +1,21 @@
 """How a weights file that cannot be used is refused: in one sentence, after the file's name."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from .content import CheckpointError
 
 
-def named(path: Path, error: ValueError) -> CheckpointError:
-    """Return the error as a sentence that begins with the name of the file."""
-    text = " ".join(str(error).split())
-    return CheckpointError(f"{path.name} {text}{'' if text.endswith('.') else '.'}")
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Make a sentence of each CheckpointError that begins with the name of the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        text = " ".join(str(error).split())
+        end = "" if text.endswith(".") else "."
+        raise CheckpointError(f"{path.name} {text}{end}") from error
 
 
 def refuse(*problems: tuple[str, Sequence[str], str]) -> None:

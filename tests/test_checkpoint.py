@@ -11,8 +11,9 @@ import safetensors
 import safetensors.torch
 import torch
 from animatediff_lightning.motion_module import facts, keys
-from animatediff_lightning.motion_module.checkpoint import CheckpointError, atomic_path, load, save
+from animatediff_lightning.motion_module.checkpoint import atomic_path, load, save
 from animatediff_lightning.motion_module.config import MotionModuleConfig
+from animatediff_lightning.motion_module.content import CheckpointError
 from animatediff_lightning.motion_module.module import MotionModule
 from diffusers import MotionAdapter
 

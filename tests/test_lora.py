@@ -10,8 +10,8 @@ from animatediff_lightning.distill import generate as clips
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.sampling.request import parse_motion_lora
 from animatediff_lightning.motion_module import checkpoint, lora
-from animatediff_lightning.motion_module.checkpoint import CheckpointError
 from animatediff_lightning.motion_module.config import MotionModuleConfig
+from animatediff_lightning.motion_module.content import CheckpointError
 from animatediff_lightning.motion_module.module import MotionModule
 from PIL import Image
 from safetensors.torch import save_file

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from animatediff_lightning.motion_module import lora, lora_keys
-from animatediff_lightning.motion_module.checkpoint import CheckpointError
+from animatediff_lightning.motion_module.content import CheckpointError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file

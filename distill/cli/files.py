@@ -48,10 +48,8 @@ def _check_file(file: Path) -> None:
     """Raise ValueError where no weights file can be at a path, before torch is imported."""
     from ...motion_module import content, refusals
 
-    try:
+    with refusals.naming(file):
         content.check_file(file)
-    except content.CheckpointError as error:
-        raise refusals.named(file, error) from error
 
 
 def convert(

@@ -71,13 +71,11 @@ def check_single_file(path: Path) -> None:
 
     Formats that tell nothing before they are read are taken for one.
     """
-    try:
+    with refusals.naming(path):
         content.check_file(path)
         if not content.is_safetensors(path):
             return
         header, _ = content.read_header(path)
-    except content.CheckpointError as error:
-        raise refusals.named(path, error) from error
     check_keys(path, {key: tensor.shape for key, tensor in header.items()})
 
 

@@ -13,7 +13,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ...motion_module import content, files, refusals
+from ...motion_module import files, refusals
 from ..library_errors import one_sentence
 from .headers import TEXT_ENCODER, UNET, VAE, check_keys
 from .text_keys import as_loaded, bare
@@ -42,10 +42,8 @@ def load_models(
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
+    with refusals.naming(path):
         tensors, _ = files.read(path, "base model")
-    except content.CheckpointError as error:
-        raise refusals.named(path, error) from error
     check_keys(path, {k: tuple(t.shape) for k, t in tensors.items()})
     return tensors
 

@@ -35,13 +35,13 @@ class AttachedLora:
 
 
 def attach(
-    module: MotionModule, rank: int, generator: torch.Generator, alpha: float | None = None
+    module: MotionModule, rank: int, generator: torch.Generator, alpha: float
 ) -> AttachedLora:
     """Add a fresh motion LoRA to q, k, v and out of every attention; `up` is zero, so nothing
     changes yet.
 
-    What it adds is scaled by alpha / rank; alpha None: the rank. Raises ValueError where the rank
-    is none for these channels.
+    What it adds is scaled by alpha / rank. Raises ValueError where the rank is none for these
+    channels.
     """
     narrowest = min(module.config.addresses().values())
     if not 1 <= rank <= narrowest:
@@ -57,8 +57,7 @@ def attach(
         halves = {"down": down, "up": torch.zeros(layer.out_features, rank)}
         pair = {half: nn.Parameter(w.to(device)) for half, w in halves.items()}
         weights |= {f"{key}.{half}.weight": w for half, w in pair.items()}
-        scale = 1.0 if alpha is None else alpha / rank
-        hooks.append(layer.register_forward_hook(_adding(**pair, scale=scale)))
+        hooks.append(layer.register_forward_hook(_adding(**pair, scale=alpha / rank)))
     return AttachedLora(weights, hooks)
 
 

@@ -109,6 +109,12 @@ class MotionRequest(LoadOptions):
         return "motion module" if self.lora is None else "motion LoRA"
 
     @property
+    def alpha(self) -> float:
+        """The alpha of the motion LoRA that is trained."""
+        assert self.lora is not None, "a motion module has no alpha"
+        return self.lora if self.lora_alpha is None else self.lora_alpha
+
+    @property
     def work_folder(self) -> Path:
         """Where the checkpoint lies while training."""
         return self.work or self.out.with_suffix(".training")

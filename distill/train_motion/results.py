@@ -123,8 +123,7 @@ def _tell_strength(request: MotionRequest) -> dict[str, object]:
     """
     if request.lora is None:
         return {}
-    alpha = request.lora if request.lora_alpha is None else request.lora_alpha
-    return {"rank": request.lora, **lora_scale.metadata_of(request.lora, alpha)}
+    return {"rank": request.lora, **lora_scale.metadata_of(request.lora, request.alpha)}
 
 
 def _remove_work(training: Training) -> None:

@@ -119,7 +119,7 @@ def _trainable(
         return None, dict(module.named_parameters())
     module.requires_grad_(False)
     generator = torch.Generator().manual_seed(request.seed)
-    attached = lora.attach(module, request.lora, generator, request.lora_alpha)
+    attached = lora.attach(module, request.lora, generator, request.alpha)
     return attached, attached.weights
 
 
