@@ -4,6 +4,8 @@ Every mistake of a user ends in one sentence on stderr and exit code 2, Ctrl-C i
 whatever nobody foresaw in one sentence and exit code 1; its traceback is told under --verbose.
 """
 
+import atexit
+import gc
 import importlib.metadata
 import logging
 import os
@@ -46,7 +48,9 @@ app.add_typer(evaluate.evaluate, name="evaluate")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the program on `arguments` (default: the command line's) and return its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        _collect_garbage_seldom()
+        arguments = sys.argv[1:]
     handler = _MessageHandler()
     _LOGGER.addHandler(handler)
     # diffusers' and transformers' notes on optional packages would bury ours
@@ -61,6 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
     if code == INTERRUPTED:  # whether typer raises or returns it depends on its age
         print("stopped.", file=sys.stderr)
     return code
+
+
+def _collect_garbage_seldom() -> None:
+    """Spare a third of the time that a short command takes.
+
+    The libraries make a million lasting objects when they are imported; Python would look through
+    them again and again meanwhile, and once more at the exit.
+    """
+    gc.set_threshold(50_000, 20, 100)
+    atexit.register(gc.freeze)
 
 
 def explain(error: BaseException) -> int:

@@ -35,7 +35,7 @@ from .memory_estimate import GIB, Shapes
 class EmptyNetworks:
     """A process's networks without weights.
 
-    frozen: parameters of all its base models; factor: pixels per latent; tokens: of a caption.
+    frozen: parameters of all its base models; factor: pixels per latent; shapes: of a forward.
     """
 
     unet: UNet2DConditionModel
@@ -43,7 +43,12 @@ class EmptyNetworks:
     encoder: Encoder
     frozen: int
     factor: int
-    tokens: int
+    shapes: Shapes
+
+    @functools.cached_property
+    def student_activations(self) -> int:
+        """Bytes of activations of a student's forward and backward, the same in every stage."""
+        return memory_estimate.of_student(self.unet, self.motion_module, self.shapes)
 
 
 def describe_plan(config: TrainConfig, world_size: int) -> str:
@@ -69,21 +74,14 @@ def estimate_memory(config: TrainConfig, stage: Stage, networks: EmptyNetworks) 
     motion = memory_estimate.count(networks.motion_module)
     weights = memory_estimate.frozen(networks.frozen + motion, dtype)
     weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
-    shapes = Shapes(
-        config.clips_per_rank,
-        config.frames,
-        config.height // networks.factor,
-        config.width // networks.factor,
-        networks.tokens,
-        dtype,
-        config.gradient_checkpointing,
-    )
-    activations = memory_estimate.of_student(networks.unet, networks.motion_module, shapes)
+    activations = networks.student_activations
     if stage.loss == "adversarial":
         phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
         nets = [_discriminator(config, networks, p.conditional) for p in phases]
         weights += max(memory_estimate.trained(memory_estimate.count(d), False) for d in nets)
-        measure = functools.partial(memory_estimate.of_discriminator, networks.unet, shapes=shapes)
+        measure = functools.partial(
+            memory_estimate.of_discriminator, networks.unet, shapes=networks.shapes
+        )
         beside_student = max(measure(d, states=1) for d in nets)
         activations = max(activations + beside_student, *(measure(d, states=2) for d in nets))
     return (weights + activations) / GIB
@@ -97,13 +95,23 @@ def build_networks(config: TrainConfig, slots: Collection[int]) -> EmptyNetworks
         backbone, _motion_module(config.discriminator_motion_module), len(config.bases)
     )
     text_encoder, vae = _text_and_vae(_local_path(first))
+    factor = pixels_per_latent(vae.config)
+    shapes = Shapes(
+        config.clips_per_rank,
+        config.frames,
+        config.height // factor,
+        config.width // factor,
+        text_encoder.config.max_position_embeddings,
+        getattr(torch, config.dtype),
+        config.gradient_checkpointing,
+    )
     return EmptyNetworks(
         _unet(_local_path(first)).requires_grad_(False),
         _motion_module(config.teacher),
         encoder,
         _frozen(config, slots),
-        pixels_per_latent(vae.config),
-        text_encoder.config.max_position_embeddings,
+        factor,
+        shapes,
     )
 
 
@@ -197,6 +205,7 @@ def _local_path(base: str) -> Path | None:
     return path if path.exists() else None
 
 
+@functools.cache
 def _unet(base: Path | None) -> UNet2DConditionModel:
     if base is not None:
         return empty_unet(base)
