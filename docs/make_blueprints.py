@@ -47,7 +47,8 @@ BLUEPRINTS = (
         "Video to Video (AnimateDiff-Lightning)",
         "AnimateDiff-Lightning video to video with ControlNet",
         "Draws a video anew from a prompt in 4 steps, following the edges of its pictures, with "
-        "any SD1.5 checkpoint, an AnimateDiff-Lightning motion module and a Canny ControlNet.",
+        "any SD1.5 checkpoint, an AnimateDiff-Lightning motion module and a Canny ControlNet. Load "
+        "Video Frames inside it uploads a video.",
         (
             ("CLIPTextEncode", "text", "prompt"),
             ("CheckpointLoaderSimple", "ckpt_name", "checkpoint"),
@@ -102,7 +103,7 @@ def wrap(blueprint: Blueprint, subgraph_id: str) -> dict:
             if p.get("widget", {}).get("name") == widget
         ]
         link = graph["last_link_id"] + 1 + place
-        port["link"] = link
+        port |= {"link": link, "label": label}  # ComfyUI 0.8 shows the label of the inner widget
         links.append(as_object([link, INPUT, place, node["id"], index, port["type"]]))
         inputs.append(end(blueprint, widget, label, port["type"], [link], place, -420))
     output = end(blueprint, "video", "video", "VIDEO", [video], 0, right + 140)
@@ -164,7 +165,7 @@ def outer_node(blueprint: Blueprint, subgraph: dict, subgraph_id: str) -> dict:
         "id": subgraph["state"]["lastNodeId"] + 1,
         "type": subgraph_id,
         "pos": [0, 0],
-        "size": [400, 120 + 50 * len(shown)],
+        "size": [480, 170 + 26 * len(shown)],  # the prompt takes what the lines leave
         "flags": {},
         "order": 0,
         "mode": 0,

@@ -43,6 +43,7 @@ CORE_NODES = {
     "VAEDecode",
 }
 TITLE_HEIGHT = 30  # the frontend draws a node's title above its position
+GAP = 10  # so that two nodes are seen to be two
 AFTER_SEEDS = ("randomize", "fixed")  # follow each seed in the UI form only
 OUR_NODES = {path.stem for path in (WORKFLOWS.parent / "web" / "docs").glob("*.md")}
 
@@ -226,7 +227,7 @@ def test_nodes_do_not_overlap(graph):
     boxes = [(n["id"], *n["pos"], *n["size"]) for n in graph["nodes"]]
     for (one, x, y, w, h), (other, x2, y2, w2, h2) in itertools.combinations(boxes, 2):
         beside = x + w <= x2 or x2 + w2 <= x
-        below = y + h <= y2 - TITLE_HEIGHT or y2 + h2 <= y - TITLE_HEIGHT
+        below = y + h + GAP <= y2 - TITLE_HEIGHT or y2 + h2 + GAP <= y - TITLE_HEIGHT
         assert beside or below, (one, other)
 
 
@@ -247,10 +248,10 @@ def test_the_app_shows_prompt_seed_and_size_and_the_clip(graph):
     for number, name in app["inputs"]:
         (port,) = [p for p in nodes[number]["inputs"] if p.get("widget") == {"name": name}]
         assert port["link"] is None, "a linked widget cannot be set"
-        shown.append(name)
-    assert {"text", "prompts"} & set(shown)
-    assert {"seed", "noise_seed"} & set(shown)
-    assert {"width", "height"} <= set(shown)
+        shown.append(port.get("label", name))
+    assert {"prompt", "prompts"} & set(shown)
+    assert {"seed", "width", "height"} <= set(shown)
+    assert len(shown) == len(set(shown)), "two inputs of one name cannot be told apart"
     assert [nodes[number]["type"] for number in app["outputs"]] == ["SaveVideo"]
 
 
