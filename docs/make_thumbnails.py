@@ -133,6 +133,7 @@ def label(picture: Image.Image, title: str, below: str) -> Image.Image:
 
 
 AREA = (12, 12, SIDE - 24, SIDE - LABEL - 20)
+BADGE = 72  # the uppermost rows, over which the Templates browser writes "Node graph"
 
 
 # ---- thumbnails --------------------------------------------------------------------------------
@@ -196,10 +197,9 @@ def boxes(names: Sequence[str], title: str) -> Image.Image:
     """Draw what goes into what, as boxes from top to bottom."""
     picture = canvas()
     draw = ImageDraw.Draw(picture)
-    _, top, _, height = AREA
-    font, step = ImageFont.load_default(24), height // len(names)
+    font, step = ImageFont.load_default(24), (SIDE - LABEL - BADGE) // len(names)
     for n, name in enumerate(names):
-        y = top + n * step
+        y = BADGE + n * step
         draw.rounded_rectangle([86, y + 4, SIDE - 86, y + step - 30], 14, (44, 48, 60), FAINT, 3)
         width = draw.textlength(name, font)
         draw.text(((SIDE - width) / 2, y + (step - 26) / 2 - 12), name, INK, font)
