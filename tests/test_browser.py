@@ -456,6 +456,23 @@ def test_the_host_lists_our_blueprints(server, comfyui):
     assert ours == {path.stem for path in BLUEPRINTS}
 
 
+def test_the_search_finds_a_node_by_its_alias_and_places_a_blueprint(frontend):
+    page, kind = frontend.page, "ADL_VideoNoise"
+    [node] = json.loads(frontend.server.get(f"/object_info/{kind}")).values()
+    if not node.get("search_aliases"):
+        pytest.skip("this host knows no aliases")
+    page.evaluate("app.graph.clear(); app.canvas.ds.reset()")
+    page.mouse.dblclick(800, 500)
+    page.locator("input:focus").fill(node["search_aliases"][0])
+    page.get_by_text(node["display_name"], exact=True).first.wait_for()
+    page.locator("input:focus").fill(BLUEPRINTS[0].stem)
+    page.get_by_text(BLUEPRINTS[0].stem, exact=True).first.wait_for()
+    frontend.photograph("search")
+    page.keyboard.press("Enter")
+    page.mouse.click(700, 300)  # the node follows the mouse until then
+    page.wait_for_function("title => app.graph.nodes[0]?.title === title", arg=BLUEPRINTS[0].stem)
+
+
 @pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda path: path.stem)
 def test_a_blueprint_is_one_node_that_samples_as_its_workflow_does(frontend, comfyui, blueprint):
     if not (comfyui.folder / "app" / "subgraph_manager.py").is_file():
@@ -466,6 +483,7 @@ def test_a_blueprint_is_one_node_that_samples_as_its_workflow_does(frontend, com
     shown = frontend.page.evaluate(SHOWN)
     assert [label for label in shown if label in labels] == labels, shown
     frontend.page.evaluate(INTO_SAVE_VIDEO)
+    frontend.page.wait_for_timeout(500)
     frontend.photograph(f"{blueprint.stem} - blueprint")
     api = frontend.api()
     inner = [n["type"] for n in graph["definitions"]["subgraphs"][0]["nodes"]]
