@@ -31,7 +31,7 @@ class Blueprint:
 BLUEPRINTS = (
     Blueprint(
         "Text to Video (AnimateDiff-Lightning)",
-        "AnimateDiff-Lightning 4-step text to video",
+        "Text to video in 4 steps",
         "Makes a clip from a prompt in 4 steps, with any SD1.5 checkpoint and an "
         "AnimateDiff-Lightning motion module.",
         (
@@ -45,7 +45,7 @@ BLUEPRINTS = (
     ),
     Blueprint(
         "Video to Video (AnimateDiff-Lightning)",
-        "AnimateDiff-Lightning video to video with ControlNet",
+        "Video to video with ControlNet",
         "Draws a video anew from a prompt in 4 steps, following the edges of its pictures, with "
         "any SD1.5 checkpoint, an AnimateDiff-Lightning motion module and a Canny ControlNet. Load "
         "Video Frames inside it uploads a video.",

@@ -21,7 +21,7 @@ from pathlib import Path
 from playwright import sync_api
 
 ROOT = Path(__file__).resolve().parents[1]
-WORKFLOW = ROOT / "workflows" / "AnimateDiff-Lightning 4-step text to video.json"
+WORKFLOW = ROOT / "workflows" / "Text to video in 4 steps.json"
 BLUEPRINT = ROOT / "subgraphs" / "Text to Video (AnimateDiff-Lightning).json"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 VIEWPORT = {"width": 1900, "height": 1000}

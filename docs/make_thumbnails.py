@@ -213,22 +213,22 @@ def boxes(names: Sequence[str], title: str) -> Image.Image:
 def make() -> dict[str, Image.Image]:
     """Return every thumbnail by the name of its workflow."""
     return {
-        "AnimateDiff-Lightning 4-step text to video": after_each_step(
+        "Text to video in 4 steps": after_each_step(
             "toon", "a big blue bird flying right", 4, 2, "text to video after steps 1 to 4"
         ),
-        "AnimateDiff-Lightning 2-step landscape text to video": after_each_step(
+        "Landscape in 2 steps": after_each_step(
             "plain", "a big teal fish swimming right", 2, 2, "text to video after steps 1 and 2"
         ),
-        "AnimateDiff-Lightning 8-step portrait text to video": after_each_step(
+        "Portrait in 8 steps": after_each_step(
             "pastel", "a big yellow mouse running left", 8, 4, "text to video after steps 1 to 8"
         ),
-        "AnimateDiff-Lightning 64-frame long video": long_clip(),
-        "AnimateDiff-Lightning prompt travel through the seasons": changing_prompt(),
-        "AnimateDiff-Lightning camera zoom with motion LoRA": camera(),
-        "AnimateDiff-Lightning video to video with ControlNet": boxes(
+        "Long video of 64 frames": long_clip(),
+        "Prompt travel through seasons": changing_prompt(),
+        "Camera zoom with motion LoRA": camera(),
+        "Video to video with ControlNet": boxes(
             ("your video", "its edges", "ControlNet", "a new video"), "video to video by edges"
         ),
-        "AnimateLCM 6-step text to video": boxes(
+        "AnimateLCM in 6 steps": boxes(
             ("prompt", "AnimateLCM", "6 steps, LCM sampler", "video"), "text to video in 6 steps"
         ),
     }

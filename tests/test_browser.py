@@ -31,7 +31,7 @@ pytestmark = [
 
 PACK = Path(__file__).resolve().parents[1]
 PACK_NAME = "ComfyUI-AnimateDiff-Lightning"
-SMOKE_WORKFLOW = "AnimateDiff-Lightning 4-step text to video"
+SMOKE_WORKFLOW = "Text to video in 4 steps"
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 TEXT_TO_VIDEO = PACK / "workflows" / f"{SMOKE_WORKFLOW}.json"
 DOCS = sorted((PACK / "web" / "docs").glob("*.md"))

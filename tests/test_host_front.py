@@ -12,7 +12,7 @@ import websocket
 from PIL import Image
 
 PACK = Path(__file__).resolve().parents[1]
-WORKFLOW = PACK / "workflows" / "api" / "AnimateDiff-Lightning 4-step text to video.json"
+WORKFLOW = PACK / "workflows" / "api" / "Text to video in 4 steps.json"
 LOCALES = PACK / "locales" / "en"
 STALE = "locales/en is stale: run tests/host/write_locales.py, as its head says"
 CELL = 8  # side of a latent

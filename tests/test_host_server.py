@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 PACK = Path(__file__).resolve().parents[1]
-WORKFLOW = PACK / "workflows" / "api" / "AnimateDiff-Lightning 4-step text to video.json"
+WORKFLOW = PACK / "workflows" / "api" / "Text to video in 4 steps.json"
 MOTION_FILE = "animatediff_lightning_4step_comfyui.safetensors"
 
 

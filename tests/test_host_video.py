@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 API = Path(__file__).resolve().parents[1] / "workflows" / "api"
-TEXT_TO_VIDEO = API / "AnimateDiff-Lightning 4-step text to video.json"
+TEXT_TO_VIDEO = API / "Text to video in 4 steps.json"
 RATE, LEVEL = 48000, 5
 
 

@@ -42,6 +42,7 @@ CORE_NODES = {
     "SaveVideo",
     "VAEDecode",
 }
+CARD_LETTERS = 30  # on a card of the Templates browser, frontends 1.49 and 1.58
 TITLE_HEIGHT = 30  # the frontend draws a node's title above its position
 GAP = 10  # so that two nodes are seen to be two
 AFTER_SEEDS = ("randomize", "fixed")  # follow each seed in the UI form only
@@ -216,11 +217,16 @@ def test_numbers_that_belong_together_agree(graph):
 def test_name_tells_the_steps(path, graph):
     """A number of steps in the name is that of the file, and of the scheduler."""
     (scheduler,) = widgets(graph, "ADL_LightningScheduler") or widgets(graph, "BasicScheduler")
-    for promised in re.findall(r"(\d+)-step", path.stem):
+    for promised in re.findall(r"(\d+) steps", path.stem):
         assert scheduler["steps"] == int(promised)
     for model in models(graph):
         for distilled in re.findall(r"lightning_(\d)step", model["name"]):
             assert scheduler["steps"] == int(distilled)
+
+
+def test_name_is_a_title_that_a_card_shows_whole(path):
+    """The Templates browser shows the file's name on a card; its category names the pack."""
+    assert len(path.stem) <= CARD_LETTERS
 
 
 def test_nodes_do_not_overlap(graph):

@@ -119,7 +119,9 @@ def add_motion_lora(
 
 def _build_patcher(source: checkpoint.MotionCheckpoint, placement: Placement) -> ModelPatcher:
     module = source.build(layers=comfy.ops.manual_cast, dtype=placement.dtype)
-    make = comfy.model_patcher.CoreModelPatcher if placement.is_dynamic else ModelPatcher
+    # the class came with dynamic VRAM; hosts without it place nothing dynamically
+    core_patcher = getattr(comfy.model_patcher, "CoreModelPatcher", ModelPatcher)
+    make = core_patcher if placement.is_dynamic else ModelPatcher
     return make(module, placement.load_device, placement.offload_device)
 
 
