@@ -309,7 +309,7 @@ def function(name: str, tmp: Path, models, out: Path) -> Callable[[], object]:
         "probe": lambda: ours("distill.miniature.probe").load_probe.__wrapped__(),
         "table": lambda: ours("distill.miniature.sample").Table(tmp / "a.csv"),
         "factor": lambda: ours("distill.models.headers").latent_factor(models.base),
-        "plan SD1.5": lambda: ours("distill.train.plan")._unet(None),
+        "plan SD1.5": lambda: ours("distill.train.plan")._unet.__wrapped__(None),
         "curves": lambda: curves._rows(),
         "checkpoint": lambda: _load_checkpoint(run, tmp / "1-1-00000002.pt"),
         "beside": lambda: ours("motion_module.beside")._read_json(tmp / "a.json"),
