@@ -15,7 +15,7 @@ from pathlib import Path
 
 import av
 import torch
-from animatediff_lightning.distill.miniature import measure, metrics, render, styles, world
+from animatediff_lightning.distill.miniature import measure, metrics, render, split, styles, world
 from animatediff_lightning.distill.miniature import sample as evaluate
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.train_motion import run
@@ -39,7 +39,7 @@ def undirected(scenes):
 def write_clips(folder, count, style, direction, seed=0):
     """Write true clips as lossless videos, each with its caption beside it."""
     generator = torch.Generator().manual_seed(seed)
-    scenes = turned(world.draw_scenes(count, generator), direction, generator)
+    scenes = turned(split.draw_scenes(count, generator), direction, generator)
     clips = render.render(scenes, styles.STYLES[style], generator)
     pixels = ((clips + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()  # n f h w c
     folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import miniature_claims as claims
 import numpy as np
 import torch
-from animatediff_lightning.distill.miniature import metrics, shipped
+from animatediff_lightning.distill.miniature import metrics, shipped, split
 from animatediff_lightning.distill.models.base_model import quiet_libraries
 from animatediff_lightning.distill.models.devices import my_device
 from animatediff_lightning.distill.train import config as train_config
@@ -34,7 +34,7 @@ HEAD_STARTS = (40, 10)  # iterations before them, of D alone
 RATE, RATE_OF_D, EMA = 1e-5, 3e-4, 0.98  # as in distill/train/configs/miniature.toml
 TIMESTEPS, RENOISE = (250, 500, 750, 1000), (10, 250, 500, 750)  # of 2 -> 1
 WEIGHTS = ((), (5.0, 1.0, 1.0, 1.0))  # of each t*, in each phase
-BASES = ("plain", "toon", "neon")  # two seen, one not
+BASES = ("plain", "toon", *split.BASES["validation"])  # two seen, one not
 FIGURES = ("frechet", "frechet_teacher", "strict", "motion", "jerk", "chroma")
 REFERENCE, START, WITHOUT_EMA = "adversarial", "start", "without_ema"
 COLUMNS = ("steps", "arm", "seed", "base", "n", *FIGURES, "d_gap", "d_gap_error")
@@ -154,7 +154,7 @@ def measure(run, student, base, options, scenes):
         ),
         claims.Cell("cross", run.teacher, base, "euler", 2 * run.steps, 1.0),
     ]
-    found, *teachers = (claims.measure(cell, options, scenes, None) for cell in cells)
+    found, *teachers = (claims.measure(cell, options, scenes) for cell in cells)
     apart = (claims.distance(found, teacher) for teacher in teachers)
     figures = dict(zip(FIGURES, apart, strict=False))
     figures |= {f: found[f].mean() for f in FIGURES if f not in figures}
@@ -217,7 +217,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
     options = parser.parse_args()
     quiet_libraries()
-    scenes = metrics.held_out_scenes(options.n)
+    scenes = metrics.held_out_scenes(options.n, "validation")
     rows = []
     for steps in options.steps or ARMS:
         for arm in ARMS[steps]:
@@ -234,7 +234,7 @@ def main():
         "",
         "Written by `benchmarks/miniature_ablation.py`: the student is updated "
         f"{sum(UPDATES)} times by 8 clips,",
-        f"{options.n} held-out captions a base. Each arm's mean over its seeds less that of",
+        f"{options.n} validation captions a base. Each arm's mean over its seeds less that of",
         f"`{REFERENCE}`; beyond or within: the largest distance of two seeds of one arm.",
         f"frechet: to the undistilled module at {claims.TEACHER_STEPS} steps with guidance;",
         "frechet_teacher: to the stage's own teacher at its steps, which is what the arms imitate;",

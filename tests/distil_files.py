@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from animatediff_lightning.distill.data import latent_shards
-from animatediff_lightning.distill.miniature import render, styles, world
-from animatediff_lightning.distill.models.pixel_unshuffle_vae import PixelUnshuffleVAE
+from animatediff_lightning.distill.miniature import render, shipped, split, styles
+from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.models.latents import encode_images
 
 CLIPS = 8
 CONFIG = """
@@ -62,16 +63,16 @@ renoise_weights = [5, 1, 1, 1]
 
 def write_pools(folder: Path) -> Path:
     """Write a pool of clips for each of two styles, in both orientations."""
-    vae = PixelUnshuffleVAE()
+    base = load_base(shipped.base())
     for number, style in enumerate(("plain", "toon")):
         generator = torch.Generator().manual_seed(number)
-        scenes = world.draw_scenes(CLIPS, generator)
+        scenes = split.draw_scenes(CLIPS, generator)
         clips = render.render(scenes, styles.STYLES[style], generator)
         members = []
         for i, caption in enumerate(scenes.captions()):
             for part, pixels in (("latents", clips[i]), ("flipped", clips[i].flip(-1))):
-                x0 = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
-                array = latent_shards.encode_npy(x0.numpy().astype(np.float16))
+                latents = encode_images(base, pixels).numpy()
+                array = latent_shards.encode_npy(latents.astype(np.float16))
                 members.append((f"{i:06d}.{part}.npy", array))
             members.append((f"{i:06d}.txt", caption.encode()))
         (folder / style).mkdir(parents=True)

@@ -21,7 +21,7 @@ from animatediff_lightning.distill.data import latent_shards, mirrored_captions,
 from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.data.latent_shards import INDEX, encode_npy, write_tar
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
-from animatediff_lightning.distill.miniature import metrics, styles, world
+from animatediff_lightning.distill.miniature import metrics, split, styles, world
 
 from .processes import FORK
 
@@ -420,7 +420,7 @@ def test_captions_change_sides(caption, wanted):
 @pytest.mark.slow
 @pytest.mark.parametrize("style", ["plain", "ink"])
 def test_mirrored_true_clips_show_their_mirrored_captions(style):
-    scenes = world.draw_scenes(64, torch.Generator().manual_seed(1))
+    scenes = split.draw_scenes(64, torch.Generator().manual_seed(1))
     other = torch.tensor([1, 0, 2, 3])[scenes.direction]
     told = world.Scenes(**{**vars(scenes), "direction": other})
     assert told.captions() == [mirrored_captions.flipped(c) for c in scenes.captions()]

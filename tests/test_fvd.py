@@ -17,7 +17,7 @@ from animatediff_lightning.distill.evaluate.fvd_request import (
     SettledMethod,
     default_teacher_cfg,
 )
-from animatediff_lightning.distill.miniature import probe, shipped
+from animatediff_lightning.distill.miniature import metrics, probe, shipped
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.models.latents import decode_frames
 from animatediff_lightning.distill.sampling.request import read_prompts
@@ -68,11 +68,13 @@ def test_a_row_for_every_base_and_method_with_its_floor(measured):
         for rest in (("2", "1", "2", "6"), ("3", "2", "6", "6"))
     ]
     for row in found:
-        if row["cfg"] == "2":  # the teacher itself, with the same seeds
-            assert float(row["fvd"]) == pytest.approx(0, abs=1e-4)
+        if row["cfg"] == "2":  # the teacher itself
+            assert float(row["trajectory"]) == pytest.approx(0, abs=1e-4)
+            assert row["fvd"] == row["floor"]
         else:
-            assert float(row["fvd"]) > 0
-        assert float(row["floor"]) > 0
+            assert float(row["trajectory"]) > 0
+            assert float(row["fvd"]) > float(row["floor"]) > 0
+        assert float(row["fvd_true"]) > float(row["floor_true"]) > 0
     for name in ("fvd.md", "fvd.png", "plain.png", "toon.png"):
         assert (out / name).stat().st_size > 0
 
@@ -110,8 +112,31 @@ def test_the_distance_is_that_of_the_kept_features(measured):
 
     teacher = kept("motion_module-3-2-euler-????????.npz")
     few, other = kept("motion_module-2-1-*"), kept("*other-seeds*")
-    assert float(rows(out)[0]["fvd"]) == pytest.approx(frechet.between(teacher, few), rel=1e-3)
+    assert float(rows(out)[0]["fvd"]) == pytest.approx(frechet.between(other, few), rel=1e-3)
+    assert float(rows(out)[0]["trajectory"]) == pytest.approx(
+        frechet.between(teacher, few), rel=1e-3
+    )
     assert float(rows(out)[0]["floor"]) == pytest.approx(frechet.between(teacher, other), rel=1e-3)
+
+
+def test_true_clips_are_near_other_true_clips_and_far_from_noise():
+    captions = metrics.held_out_scenes(60).captions()
+    true, others = (
+        probe.features(metrics.other_true_clips(captions, "plain", seed)) for seed in (0, 1)
+    )
+    noise = torch.randn(60, 16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    floor = frechet.between(true, others)
+    assert 10 * floor < frechet.between(true, probe.features(noise.clamp(-1, 1)))
+
+
+def test_prompts_that_tell_no_whole_scene_have_no_truth(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red fish\na big blue bird flying up\n")
+    command = [*COMMON[:4], "--teacher-steps", "2", "--clips", "2", "--prompts", str(prompts)]
+    out = tmp_path / "out"
+    assert main([*command, "--method", "miniature:1", "--out", str(out)]) == 0
+    (row,) = rows(out)
+    assert row["fvd_true"] == row["floor_true"] == "" != row["fvd"]
 
 
 def test_it_goes_on_where_it_was(measured, tmp_path, monkeypatch):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from animatediff_lightning.distill.files import clip_writer
 from animatediff_lightning.distill.models import base_model, sd15_config
+from animatediff_lightning.distill.models.haar_vae import HaarVAE
 from animatediff_lightning.distill.models.latents import (
     decode_frames,
     decode_images,
     encode_images,
     to_images,
 )
-from animatediff_lightning.distill.models.pixel_unshuffle_vae import PixelUnshuffleVAE
 from animatediff_lightning.distill.sampling import sample as generate
 from animatediff_lightning.distill.sampling.settings import SamplingSettings
 from animatediff_lightning.motion_module import checkpoint
@@ -25,7 +25,6 @@ from animatediff_lightning.samplers import context, prediction, schedule
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch.nn import functional
 
 from . import headless_ldm, random_models
 
@@ -251,18 +250,18 @@ def test_decode_in_chunks_is_decode_at_once(base):
     assert (expected - at_once).abs().max() <= 1
 
 
-class _ShiftedVAE(PixelUnshuffleVAE):
+class _ShiftedVAE(HaarVAE):
     """A VAE without loss whose latents are shifted before they are scaled, as Flux' are."""
 
     @register_to_config
     def __init__(
         self,
         latent_channels: int = 12,
-        block_out_channels: tuple[int, ...] = (12, 12),
+        block_out_channels: tuple[int, ...] = (3, 12),
         scaling_factor: float = 2.0,
         shift_factor: float = 0.25,  # noqa: ARG002 - kept in the config
     ) -> None:
-        super().__init__(latent_channels, block_out_channels, scaling_factor)
+        super().__init__(latent_channels, block_out_channels, scaling_factor=scaling_factor)
 
 
 def test_latents_are_shifted_and_scaled_both_ways(base):
@@ -270,9 +269,21 @@ def test_latents_are_shifted_and_scaled_both_ways(base):
     frames = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
     images = to_images(frames)
     z = encode_images(shifted, images)
-    assert torch.equal(z, (functional.pixel_unshuffle(images, 2) - 0.25) * 2)
+    plain = HaarVAE().encode(images).latent_dist.mode()
+    torch.testing.assert_close(z, (plain - 0.25) * 2)
     torch.testing.assert_close(decode_images(shifted, z), images)
     assert np.array_equal(decode_frames(shifted, z), frames)
+
+
+def test_latents_are_whitened_by_the_mean_and_deviation_of_each_channel(base):
+    mean, deviation = [0.1 * i for i in range(12)], [0.5 + 0.1 * i for i in range(12)]
+    vae = HaarVAE(latents_mean=mean, latents_std=deviation, scaling_factor=3.0)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    z = encode_images(replace(base, vae=vae), images)
+    plain = HaarVAE().encode(images).latent_dist.mode()
+    wanted = [(plain[:, i] - mean[i]) / deviation[i] * 3 for i in range(12)]
+    torch.testing.assert_close(z, torch.stack(wanted, dim=1))
+    torch.testing.assert_close(decode_images(replace(base, vae=vae), z), images)
 
 
 def test_nothing_assumes_sd15_sizes(base, motion):

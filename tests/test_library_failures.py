@@ -95,8 +95,8 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ("distill.miniature.sample", "__init__", "csv.DictReader"): ("csv:DictReader", "table", True),
     ("distill.miniature.shipped", "_assemble", "load_file"): (".:load_file", "miniature", False),
     ("distill.models.base_model", "_load_vae", "json.loads"): ("json:loads", "folder", True),
-    ("distill.models.base_model", "_load_vae", "PixelUnshuffleVAE.from_config"): (
-        ".:PixelUnshuffleVAE.from_config",
+    ("distill.models.base_model", "_load_vae", "HaarVAE.from_config"): (
+        ".:HaarVAE.from_config",
         "miniature",
         True,
     ),
@@ -175,7 +175,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ),
     ("distill.train.plan", "_text_and_vae", "json.loads"): ("json:loads", "plan", True),
     ("distill.train.plan", "_text_and_vae", "kind.from_config"): (
-        ".:PixelUnshuffleVAE.from_config",
+        ".:HaarVAE.from_config",
         "plan",
         True,
     ),

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from dataclasses import replace
 
 import av
 import numpy as np
@@ -14,6 +15,7 @@ from animatediff_lightning.distill.generate import with_miniature
 from animatediff_lightning.distill.miniature import (
     measure,
     metrics,
+    models,
     probe,
     sample,
     shipped,
@@ -21,6 +23,7 @@ from animatediff_lightning.distill.miniature import (
     world,
 )
 from animatediff_lightning.distill.models.base_model import load_base
+from animatediff_lightning.distill.models.latents import encode_images
 from animatediff_lightning.distill.sampling.model_choice import ModelChoice
 from animatediff_lightning.distill.sampling.request import ClipRequest
 from animatediff_lightning.motion_module import checkpoint
@@ -120,7 +123,16 @@ def test_the_vae_loses_nothing():
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     latents = base.vae.encode(images).latent_dist.sample()
     assert latents.shape == (2, 12, 8, 8)
-    assert torch.equal(base.vae.decode(latents).sample, images)
+    torch.testing.assert_close(base.vae.decode(latents).sample, images)
+
+
+def test_the_latents_of_a_new_build_are_white():
+    scenes = metrics.held_out_scenes(64)
+    base = replace(load_base(shipped.base()), vae=models.build_vae())
+    z = [encode_images(base, metrics.true_clips(scenes, style)[:, 0]) for style in styles.STYLES]
+    within = torch.stack([x.var((0, 2, 3)) for x in z]).mean(0)
+    torch.testing.assert_close(within, torch.ones(12), rtol=0.25, atol=0)
+    assert torch.cat(z).mean((0, 2, 3)).abs().max() < 0.25
 
 
 def test_generate_without_models_draws_a_moving_clip_and_a_sheet(tmp_path, capsys):

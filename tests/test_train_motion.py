@@ -15,7 +15,7 @@ import torch
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.engine import distributed
 from animatediff_lightning.distill.engine.loop import CHECKPOINT
-from animatediff_lightning.distill.miniature import models, render, styles, world
+from animatediff_lightning.distill.miniature import models, render, split, styles
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.train_motion import clips as clip_source
 from animatediff_lightning.distill.train_motion import lora as motion_lora_training
@@ -52,7 +52,7 @@ def files(tmp_path_factory):
     for part in module.temporal_transformers().values():
         torch.nn.init.normal_(part.proj_out.weight, std=0.1)
     checkpoint.save(module, folder / "module.safetensors", metadata={"steps": 0})
-    scenes = world.draw_scenes(2, torch.Generator().manual_seed(0))
+    scenes = split.draw_scenes(2, torch.Generator().manual_seed(0))
     clips = render.render(scenes, styles.STYLES["plain"], torch.Generator())
     pixels = ((clips + 1) * 127.5).round().byte().permute(0, 1, 3, 4, 2).numpy()
     for i, caption in enumerate(scenes.captions()):

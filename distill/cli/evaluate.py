@@ -23,6 +23,7 @@ from .options import (
     Device,
     Dtype,
     Frames,
+    HeldOut,
     Prediction,
     PredictionType,
     Size,
@@ -32,6 +33,12 @@ from .options import (
 )
 
 evaluate = typer.Typer(help="Measure generated clips.")
+
+
+_CAPTIONS = (
+    "Which held-out captions of the miniature. Choose recipes and checkpoints on validation, and "
+    "keep test for the figures that you publish."
+)
 
 
 class Features(str, Enum):
@@ -62,6 +69,7 @@ def evaluate_miniature(
     clips: Annotated[
         int, typer.Option(help="Number of held-out captions; each makes one clip.")
     ] = MiniatureRequest.clips,
+    captions: Annotated[HeldOut, typer.Option(help=_CAPTIONS)] = HeldOut[MiniatureRequest.captions],
     out: Annotated[
         Path,
         typer.Option(
@@ -80,6 +88,7 @@ def evaluate_miniature(
         cfgs=parse_numbers(cfg, float, "--cfg"),
         sampler=sampler,
         clips=clips,
+        captions=captions.value,
         out=out,
     )
 
@@ -116,6 +125,7 @@ def evaluate_fvd(
         ),
     ] = FvdRequest.prompts,
     clips: Annotated[int, typer.Option(help="How many prompts are used.")] = FvdRequest.clips,
+    captions: Annotated[HeldOut, typer.Option(help=_CAPTIONS)] = HeldOut[FvdRequest.captions],
     features: Annotated[
         Features,
         typer.Option(
@@ -155,6 +165,7 @@ def evaluate_fvd(
         teacher=SettledMethod(teacher, teacher_steps, cfg),
         prompts=prompts,
         clips=clips,
+        captions=captions.value,
         features=features.value,
         i3d=i3d,
         seed=seed,

@@ -29,6 +29,13 @@ class SaveDtype(str, Enum):
     float32 = "float32"
 
 
+class HeldOut(str, Enum):
+    """A part of the miniature's captions that nothing is trained on (miniature/split.py)."""
+
+    validation = "validation"
+    test = "test"
+
+
 class PredictionType(str, Enum):
     auto = "auto"
     epsilon = "epsilon"

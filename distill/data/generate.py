@@ -22,7 +22,7 @@ from ...motion_module.files import atomic_path
 from ..engine import distributed
 from ..files import claim
 from ..library_errors import one_sentence
-from ..miniature import world
+from ..miniature import split, world
 from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import choose_dtype, my_device
@@ -66,7 +66,8 @@ def generate_clips(
 def draw_captions(count: int, seed: int) -> tuple[str, ...]:
     """Return captions of the combinations that the miniature was trained on, none held out."""
     check_range("--miniature-captions", count, 1)
-    return tuple(world.draw_scenes(count, torch.Generator().manual_seed(seed)).captions())
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(split.draw_scenes(count, generator).captions())
 
 
 class Studio:

@@ -76,8 +76,8 @@ def train_weights(
     )
     average = start_average(weights)
     file = folder / CHECKPOINT
-    step, losses = _resume(file, weights, average, optimizer, options)
-    saved = time.monotonic()
+    step, losses, seconds = _resume(file, weights, average, optimizer, options)
+    began = saved = time.monotonic()
     bar = tqdm(
         total=options.iterations,
         initial=step,
@@ -97,8 +97,9 @@ def train_weights(
             asked = step % 10 == 0 or distributed.world_size() == 1  # asking others takes time
             stop = asked and distributed.any_rank(bool(stop_wanted))
             if stop or step == options.iterations or time.monotonic() - saved > options.save_every:
-                _save(file, step, losses, weights, average, optimizer)
                 saved = time.monotonic()
+                told = {"step": step, "losses": losses, "seconds": seconds + saved - began}
+                _save(file, told, weights, average, optimizer)
             if stop and step < options.iterations:
                 distributed.barrier()  # torchrun kills a process that writes once others have left
                 raise Stopped
@@ -137,9 +138,9 @@ def _resume(
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
     options: LoopOptions,
-) -> tuple[int, list[float]]:
+) -> tuple[int, list[float], float]:
     if not file.is_file():
-        return 0, []
+        return 0, [], 0.0
     with one_sentence(str(file), "delete it, and training begins again from the first step"):
         state = torch.load(file, map_location="cpu", weights_only=True)
     if state["weights"].keys() != weights.keys() or state["step"] > options.iterations:
@@ -151,27 +152,34 @@ def _resume(
             parameter.copy_(state["weights"][key])
             average[key].copy_(state["average"][key])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["losses"]
+    return state["step"], state["losses"], state.get("seconds", 0.0)
 
 
 def _save(
     file: Path,
-    step: int,
-    losses: list[float],
+    told: Mapping[str, object],
     weights: Mapping[str, nn.Parameter],
     average: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
 ) -> None:
     if distributed.rank() == 0:
         content = {
-            "step": step,
-            "losses": losses,
+            **told,
             "average": average,
             "optimizer": optimizer.state_dict(),
             "weights": {k: p.detach() for k, p in weights.items()},
         }
         with atomic_path(file) as temporary:
             torch.save(content, temporary)
+
+
+def training_minutes(folder: Path) -> float | None:
+    """Return how long the training in a folder ran, over all its starts; None if it did not."""
+    file = folder / CHECKPOINT
+    if not file.is_file():
+        return None
+    with one_sentence(str(file), "train it again"):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)["seconds"] / 60
 
 
 @contextlib.contextmanager

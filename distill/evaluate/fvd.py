@@ -20,14 +20,14 @@ from ...motion_module.module import MotionModule
 from ..files import claim
 from ..files.digest import digest
 from ..library_errors import one_sentence
-from ..miniature import probe, world
+from ..miniature import metrics, probe, world
 from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..miniature.sample import show
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import choose_device, choose_dtype
 from ..models.headers import check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
-from ..models.latents import decode_frames, to_images
+from ..models.latents import decode_frames, to_frames, to_images
 from ..sampling.sample import generate_latents
 from . import frechet, i3d, i3d_weights
 from .fvd_report import SHOWN_FRAMES, TABLE, Row, draw_comparison, plot_distances, write_table
@@ -61,8 +61,9 @@ def measure_fvd(request: FvdRequest) -> str:
     kind = "the miniature's probe" if request.uses_probe else "the Kinetics I3D"
     return (
         f"{text}\n\nFrechet distance in the features of {kind}, {len(prompts)} clips each, to the "
-        f"teacher at {request.teacher.steps} Euler steps and cfg {request.teacher.cfg:g}; floor: "
-        "the distance between the teacher's own clips under different seeds."
+        f"teacher at {request.teacher.steps} Euler steps and cfg {request.teacher.cfg:g} under "
+        "other seeds (trajectory: under the same seeds), and to true clips; the floors are the "
+        "distances between two sets of the teacher's clips, and of true ones."
     )
 
 
@@ -128,7 +129,7 @@ class Bench:
         teacher, base = self.request.teacher, _Lazy(lambda: self._load(name))
         reference, shown = self.measure(base, name, teacher, 0)
         again, _ = self.measure(base, name, teacher, OTHER_SEEDS)
-        floor = frechet.between(reference, again)
+        truth = self._truth(name)
         sheet = [shown]
         for method in methods:
             features, shown = self.measure(base, name, method, 0)
@@ -141,10 +142,25 @@ class Bench:
                 "cfg": f"{method.cfg:g}",
                 "evaluations": method.evaluations,
                 "n": len(features),
-                "fvd": f"{frechet.between(reference, features):.4g}",
-                "floor": f"{floor:.4g}",
+                "fvd": _distance(again, features),
+                "floor": _distance(again, reference),
+                "fvd_true": _distance(truth[0], features) if truth else "",
+                "floor_true": _distance(*truth) if truth else "",
+                "trajectory": _distance(reference, features),
             }
         draw_comparison(self.request.out / f"{_short(name)}.png", sheet)
+
+    def _truth(self, name: str) -> list[Tensor]:
+        """Return the features of true clips of the prompts, twice; none where there is no truth."""
+        told = is_miniature(name) and all(map(world.tells_scene, self.prompts))
+        if not told or self.request.frames != world.FRAMES:
+            return []
+        device, found = self._device, []
+        for seed in (self.request.seed, self.request.seed + OTHER_SEEDS):
+            clips = to_frames(metrics.other_true_clips(self.prompts, _short(name), seed))
+            few = clips.split(self.request.at_once)
+            found.append(torch.cat([self._features(c.to(device)).cpu() for c in few]))
+        return found
 
     def measure(
         self, base: "_Lazy", name: str, method: SettledMethod, shift: int
@@ -216,6 +232,10 @@ class _Lazy:
     def __call__(self) -> BaseModel:
         self._base = self._base or self._load()
         return self._base
+
+
+def _distance(a: Tensor, b: Tensor) -> str:
+    return f"{frechet.between(a, b):.4g}"
 
 
 @cache

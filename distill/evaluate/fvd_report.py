@@ -16,7 +16,12 @@ _SMALLEST_SIDE = 64  # pixels of a frame in a contact sheet
 
 
 class Row(TypedDict):
-    """A method on a base model, as the table shows it; n: clips."""
+    """A method on a base model, as the table shows it; n: clips.
+
+    fvd: to the teacher's clips of other seeds; floor: between the teacher's own; fvd_true and
+    floor_true: the same with true clips, blank where there are none; trajectory: to the teacher's
+    clips of the same seeds.
+    """
 
     base: str
     motion_module: str
@@ -27,6 +32,9 @@ class Row(TypedDict):
     n: int
     fvd: str
     floor: str
+    fvd_true: str
+    floor_true: str
+    trajectory: str
 
 
 COLUMNS = tuple(Row.__annotations__)

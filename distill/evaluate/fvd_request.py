@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files.output import check_writable
 from ..miniature.names import MINIATURE, is_miniature, motion_module_path
@@ -15,6 +16,9 @@ from ..sampling.settings import (
     check_seed,
     count_evaluations,
 )
+
+if TYPE_CHECKING:  # it needs torch
+    from ..miniature.split import Part
 
 RECORD = "fvd.json"  # what the clips of a folder's features were made from
 
@@ -94,8 +98,9 @@ def default_teacher_cfg(motion_module: str) -> float:
 class FvdRequest(LoadOptions):
     """Base models, methods and clips of a table; holds the defaults of `evaluate fvd`.
 
-    teacher: what every method is compared with; clips: how many prompts are used; seed: of the
-    first clip; at_once: clips that run together. Raises ValueError for what is impossible.
+    teacher: what every method is compared with; clips: how many prompts are used; captions: of
+    the miniature, where there are no prompts; seed: of the first clip; at_once: clips that run
+    together. Raises ValueError for what is impossible.
     """
 
     bases: tuple[str, ...]
@@ -104,6 +109,7 @@ class FvdRequest(LoadOptions):
     teacher: SettledMethod = SettledMethod(MINIATURE, TEACHER_STEPS, MINIATURE_CFG)
     prompts: Path | None = None
     clips: int = 100
+    captions: "Part" = "validation"
     features: str = "auto"
     i3d: Path | None = None
     seed: int = 0
@@ -167,7 +173,7 @@ class FvdRequest(LoadOptions):
         if self.prompts is None and is_miniature(self.bases[0]):
             from ..miniature import metrics
 
-            return tuple(metrics.held_out_scenes(self.clips).captions())
+            return tuple(metrics.held_out_scenes(self.clips, self.captions).captions())
         file = self.prompts or PROMPTS
         prompts = read_prompts(file)
         if len(prompts) < self.clips:

@@ -10,6 +10,7 @@ from ...motion_module.files import atomic_path
 from ..files.digest import digest
 from ..miniature import metrics, shipped
 from ..miniature.sample import Setting, Table, as_row, row, show
+from ..miniature.split import Part
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from .miniature_request import MiniatureRequest, style_of
 
@@ -24,13 +25,19 @@ def evaluate_miniature(request: MiniatureRequest) -> str:
     shown: list[dict[str, str]] = []
     for name in request.bases:
         style = style_of(name)
-        shown += _bounds(table, style, request.clips)
+        shown += _bounds(table, style, request.clips, request.captions)
         base: BaseModel | None = None
         base_name = _named(style, Path(name) if Path(name).is_dir() else None)
         for steps in request.steps:
             for cfg in request.cfgs:
                 setting = Setting(
-                    base_name, module_name, request.sampler, steps, cfg, request.clips
+                    base_name,
+                    module_name,
+                    request.sampler,
+                    steps,
+                    cfg,
+                    request.clips,
+                    request.captions,
                 )
                 line = table.find(setting)
                 if line is None:
@@ -46,12 +53,12 @@ def _named(name: str, path: Path | None) -> str:
     return name if path is None else f"{name}-{digest(path)[:8]}"
 
 
-def _bounds(table: Table, style: str, clips: int) -> list[dict[str, str]]:
+def _bounds(table: Table, style: str, clips: int, captions: Part) -> list[dict[str, str]]:
     """Return the rows of true clips (the ceiling) and of chance."""
-    scenes = metrics.held_out_scenes(clips)
+    scenes = metrics.held_out_scenes(clips, captions)
     rows = []
     for name, measure in (("true clips", metrics.ceiling), ("chance", metrics.chance)):
-        setting = Setting(style, name, "", 0, 0.0, clips)
+        setting = Setting(style, name, "", 0, 0.0, clips, captions)
         line = table.find(setting)
         rows.append(line or table.add(as_row(setting, 0, measure(scenes, style))))
     return rows
@@ -69,7 +76,7 @@ def plot_metrics(rows: Sequence[dict[str, str]], file: Path) -> None:
         if int(line["steps"]):
             name = f"{line['base']}, {line['motion_module']}, cfg {float(line['cfg']):g}"
             lines.setdefault(name, []).append(line)
-    figure, panels = pyplot.subplots(2, 4, figsize=(16, 7), sharex=True)
+    figure, panels = pyplot.subplots(3, 3, figsize=(13, 10), sharex=True)
     for metric, panel in zip(metrics.METRICS, panels.flat, strict=True):
         for name, unordered in lines.items():
             ordered = sorted(unordered, key=lambda r: int(r["evaluations"]))

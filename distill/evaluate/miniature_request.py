@@ -4,18 +4,23 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files.output import check_writable
 from ..miniature.styles import F0, STYLES
 from ..sampling.ranges import check_range
 from ..sampling.settings import SamplingSettings
 
+if TYPE_CHECKING:  # it needs torch
+    from ..miniature.split import Part
+
 
 @dataclass(frozen=True)
 class MiniatureRequest:
     """What to measure: every base with every step count and guidance. ValueError if impossible.
 
-    Holds the defaults of `evaluate miniature`; a plot is written beside `out`.
+    Holds the defaults of `evaluate miniature`; a plot is written beside `out`. captions: of which
+    part of the split; recipes are chosen on "validation", so that "test" stays unseen.
     """
 
     bases: tuple[str, ...] = (F0,)
@@ -24,6 +29,7 @@ class MiniatureRequest:
     cfgs: tuple[float, ...] = (1, 2.5)
     sampler: str = SamplingSettings.sampler
     clips: int = 200
+    captions: "Part" = "validation"
     out: Path = Path("miniature.csv")
 
     def __post_init__(self) -> None:

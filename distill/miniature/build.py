@@ -22,9 +22,9 @@ from ...motion_module.module import MotionModule
 from ..engine import distributed, loop
 from ..files import clip_writer
 from ..library_errors import one_sentence
-from ..models.base_model import BaseModel, load_base, quiet_libraries
+from ..models.base_model import BaseModel, Vae, load_base, quiet_libraries
 from ..models.latents import to_frames
-from . import gates, metrics, models, sample, stages, styles
+from . import card, gates, metrics, models, sample, stages, styles
 from .gates import Check
 from .recipe import RECIPES, Recipe
 
@@ -102,7 +102,7 @@ def _first_base(folders: Folders, recipe: Recipe) -> None:
     start = work / "start"
     if not start.is_dir() and distributed.rank() == 0:
         torch.manual_seed(recipe.seed)
-        _write_whole(start, models.build_unet(), models.build_text_encoder())
+        _write_whole(start, models.build_unet(), models.build_text_encoder(), models.build_vae())
     distributed.barrier()
     base = load_base(start)
     weights = stages.trainable(unet=base.unet, text=base.text_encoder)
@@ -127,7 +127,7 @@ def _train_base(
     loop.train_weights(f"base model {style}", weights, loss, stage.loop, folders.work(style))
     if distributed.rank() == 0:
         _sheet(folders.sheet(style), base, None, style, recipe.teacher_steps)
-        _write_whole(folders.base(style), base.unet, base.text_encoder)
+        _write_whole(folders.base(style), base.unet, base.text_encoder, base.vae)
     distributed.barrier()
 
 
@@ -141,7 +141,8 @@ def _motion(folders: Folders, recipe: Recipe) -> None:
         base, module, styles.F0, recipe.motion, recipe.seed + 101
     )
     weights = stages.trainable(motion=module)
-    loop.train_weights("motion module", weights, loss, recipe.motion.loop, folders.work("motion"))
+    work = folders.work(card.MOTION_STAGE)
+    loop.train_weights("motion module", weights, loss, recipe.motion.loop, work)
     injection.eject()
     if distributed.rank() == 0:
         _sheet(folders.sheet("motion"), base, module, styles.F0, recipe.teacher_steps)
@@ -196,17 +197,19 @@ def _sheet(
     file: Path, base: BaseModel, module: MotionModule | None, style: str, steps: int
 ) -> None:
     """Write a picture of a few held-out captions, a row each, enlarged."""
-    scenes = metrics.held_out_scenes(_SHEET_CLIPS)
+    scenes = metrics.held_out_scenes(_SHEET_CLIPS, "validation")
     setting = sample.Setting(style, "", "euler", steps, _SHEET_CFG, len(scenes))
     clips = sample.sample_all(base, module, scenes, setting)[:, ::2]
     picture = clip_writer.rows([to_frames(clip).numpy() for clip in clips])[None]
     clip_writer.write_clip(file, clip_writer.enlarge(picture, 512), fps=1)
 
 
-def _write_whole(folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+def _write_whole(
+    folder: Path, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, vae: Vae
+) -> None:
     temporary = folder.with_name(f".{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    models.write_base(temporary, unet, text_encoder)
+    models.write_base(temporary, unet, text_encoder, vae)
     temporary.rename(folder)
 
 

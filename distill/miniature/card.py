@@ -8,7 +8,7 @@ from torch import nn
 
 from ...motion_module.checkpoint import MotionCheckpoint
 from ..library_errors import one_sentence
-from . import models, probe, styles, world
+from . import models, probe, split, styles, world
 from .recipe import Recipe, Stage
 
 _TEXT = """# The miniature: model card
@@ -23,7 +23,11 @@ nothing but the {words} words below, in {size} x {size} pixels and {frames} fram
 - **Words:** {vocabulary}.
 - **Base models:** one for each style ({names}), diffusers UNets of {unet:,} parameters that predict
   v on AnimateDiff's linear betas; `plain` is f_0, the others are fine-tuned from it. One CLIP text
-  encoder of {text:,} parameters for all, trained with f_0. The VAE is a lossless pixel unshuffle.
+  encoder of {text:,} parameters for all, trained with f_0. The VAE is a lossless Haar transform
+  of 12 channels; `vae.json` has their mean and deviation.
+- **Split** (`distill/miniature/split.py`): students train on {train_bases}; recipes are chosen on
+  {validation_bases} and {validation} captions; tables are measured on {test_bases}, too, and on
+  {test} other captions, which no choice has seen.
 - **Motion module:** AnimateDiff v2's class, {motion:,} parameters, {heads} heads, trained on
   clips of f_0's style alone with f_0 frozen. It is the undistilled teacher: {steps} Euler steps,
   cfg {cfg:g}.
@@ -34,12 +38,12 @@ nothing but the {words} words below, in {size} x {size} pixels and {frames} fram
 
 ## Training
 
-| stage | samples a step | steps | learning rate | average |
-|---|---|---|---|---|
+| stage | samples a step | steps | learning rate | average | minutes |
+|---|---|---|---|---|---|
 {training}
 
-AdamW, cosine decay, gradients clipped at 1; captions dropped for {dropped:.0%} of the samples. Two
-processes of one thread; it took 100 minutes on two CPU cores, 77 of them for the motion module.
+AdamW, cosine decay, gradients clipped at 1; captions dropped for {dropped:.0%} of the samples, on
+two CPU cores; f_0 and the motion module by two processes together, the others by one each.
 
 {students}## Gates
 
@@ -65,18 +69,22 @@ _STUDENTS = """## Distilled
 """
 
 
+MINUTES = "minutes.json"  # of training, by stage
+MOTION_STAGE = "motion"
+
+
 def format_card(
-    recipe: Recipe, cfg: float, gates: Path, students: Sequence[MotionCheckpoint] = ()
+    recipe: Recipe, cfg: float, weights: Path, students: Sequence[MotionCheckpoint] = ()
 ) -> str:
-    """Return the card's text; `gates` is the folder of a build's gate reports."""
+    """Return the card's text; `weights` is the folder with gate reports and minutes."""
     unet = models.build_unet()
     return _TEXT.format(
         words=len(world.vocabulary()),
         vocabulary=", ".join(world.vocabulary()),
         size=world.SIZE,
         frames=world.FRAMES,
-        trained=len(world.trained_combinations()),
-        all=len(world.trained_combinations()) + len(world.held_out_combinations()),
+        trained=len(split.combinations("train")),
+        all=sum(len(split.combinations(part)) for part in split.BASES),
         names=", ".join(styles.STYLES),
         unet=_count(unet),
         text=_count(models.build_text_encoder()),
@@ -87,26 +95,36 @@ def format_card(
         clips=recipe.gate_clips,
         other=recipe.other_clips,
         dropped=recipe.motion.no_caption,
-        training="\n".join(_training(recipe)),
-        gates="\n".join(_gates(gates)),
+        training="\n".join(_training(recipe, _minutes(weights / MINUTES))),
+        gates="\n".join(_gates(weights / "gates")),
+        validation=len(split.captions("validation")),
+        test=len(split.captions("test")),
+        **{f"{part}_bases": ", ".join(bases) for part, bases in split.BASES.items()},
         probe=_count(probe.Probe()),
         probe_steps=probe.LOOP.iterations,
         students=_distilled(students),
     )
 
 
-def _training(recipe: Recipe) -> Iterable[str]:
-    stages: dict[str, tuple[Stage, str]] = {
-        "f_0 and text encoder": (recipe.first_base, "frames"),
-        "each other base model": (recipe.other_bases, "frames"),
-        "motion module": (recipe.motion, "clips"),
+def _training(recipe: Recipe, minutes: dict[str, float]) -> Iterable[str]:
+    others = [took for stage, took in minutes.items() if stage not in (styles.F0, MOTION_STAGE)]
+    most = max(others, default=None)
+    stages: dict[str, tuple[Stage, str, float | None]] = {
+        "f_0 and text encoder": (recipe.first_base, "frames", minutes.get(styles.F0)),
+        "each other base model": (recipe.other_bases, "frames", most),
+        "motion module": (recipe.motion, "clips", minutes.get(MOTION_STAGE)),
     }
-    for name, (stage, what) in stages.items():
+    for name, (stage, what, took) in stages.items():
         loop = stage.loop
         yield (
             f"| {name} | {stage.batch} {what} | {loop.iterations} | {loop.learning_rate:g} | "
-            f"{loop.ema:g} |"
+            f"{loop.ema:g} | {'not recorded' if took is None else took} |"
         )
+
+
+def _minutes(file: Path) -> dict[str, float]:
+    """Return the minutes of each stage; those of a build by an older version are not recorded."""
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _distilled(students: Sequence[MotionCheckpoint]) -> str:

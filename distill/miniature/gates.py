@@ -1,7 +1,7 @@
 """What a stage of the miniature must reach before the next one starts.
 
 Gate A asks whether a base model hears its caption, gate B whether the motion module is a teacher
-worth distilling: measured on captions that were never trained.
+worth distilling: measured on captions that were never trained (split.py's "validation").
 """
 
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from ...motion_module.module import MotionModule
 from ..engine.denoising_loss import denoising_loss
 from ..models.base_model import BaseModel, encode_prompt
 from ..models.latents import encode_images
-from . import metrics, render, sample, styles, world
+from . import metrics, render, sample, split, styles, world
 from .sample import Setting
 
 CFGS = (1.5, 2.5, 4.0)  # the best one is the teacher's
@@ -51,18 +51,22 @@ def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:
         )
         for t in _CAPTION_TIMESTEPS
     ]
-    scenes = metrics.held_out_scenes(clips)
+    scenes = metrics.held_out_scenes(clips, "validation")
     setting = Setting(style, "none", "euler", steps, 2.5, clips)
     stills = sample.sample_clips(base, None, scenes.captions(), setting, frames=1)
     means = metrics.summary(metrics.score(stills.expand(-1, 3, -1, -1, -1), scenes, style))
-    return [*checks, Check("colour on single frames", means["colour"], 0.95)]
+    return [
+        *checks,
+        Check("colour on single frames", means["colour"], 0.95),
+        Check("grain on single frames", means["grain"], 2.0, at_most=True),
+    ]
 
 
 @torch.inference_mode()
 def caption_excess(base: BaseModel, style: str, t: int, images: int) -> float:
     """Return how much larger the loss is with another image's caption, as a share."""
     generator = torch.Generator().manual_seed(t)
-    scenes = world.draw_scenes(images, generator)
+    scenes = split.draw_scenes(images, generator)
     moment = torch.randint(world.FRAMES, (images,), generator=generator)
     frames = render.render(scenes, styles.STYLES[style], generator, moment)[:, 0]
     x0 = encode_images(base, frames)
@@ -98,6 +102,7 @@ def gate_b_first(
         Check("plain: strict path", means["strict"], 0.85),
         Check("plain: jerk in pixels", means["jerk"], 0.6, at_most=True),
         Check("plain: style", means["style"], 0.90),
+        Check("plain: grain", means["grain"], 2.0, at_most=True),
         Check("plain: motion without the motion module", without["motion"], 0.35, at_most=True),
     ]
 
@@ -108,8 +113,10 @@ def gate_b_other(
     """Check the same motion module on a base model that it was not trained on."""
     means = _teacher(base, module, style, cfg, clips, steps)
     return [
-        Check(f"{style}: motion", means["motion"], 0.75),
+        Check(f"{style}: motion", means["motion"], 0.80),
+        Check(f"{style}: colour", means["colour"], 0.95),
         Check(f"{style}: style", means["style"], 0.90),
+        Check(f"{style}: grain", means["grain"], 2.0, at_most=True),
     ]
 
 
@@ -117,7 +124,7 @@ def _teacher(
     base: BaseModel, module: MotionModule | None, style: str, cfg: float, clips: int, steps: int
 ) -> dict[str, float]:
     setting = Setting(style, "teacher", "euler", steps, cfg, clips)
-    scenes = metrics.held_out_scenes(clips)
+    scenes = metrics.held_out_scenes(clips, "validation")
     return metrics.summary(
         metrics.score(sample.sample_all(base, module, scenes, setting), scenes, style)
     )

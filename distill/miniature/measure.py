@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import render, styles, world
+from . import render, split, styles, world
 
 _FLOOR = 0.06  # chroma that is no sprite, at least
 _FLOOR_OF_PEAK = 0.35
@@ -26,7 +26,8 @@ class Measured:
     """What clips show, each (n,); -1 where a clip shows nothing clear.
 
     colour, kind, size, heading, motion and style are indices; jerk is in pixels; chroma is the
-    peak against the background, 0 to about 0.8; centres (n, frames, 2) in pixels.
+    peak against the background, 0 to about 0.8; grain is what differs within 2 x 2 pixels of the
+    background, where -1 to 1 is black to white; centres (n, frames, 2) in pixels.
     """
 
     colour: Tensor
@@ -37,21 +38,21 @@ class Measured:
     style: Tensor
     jerk: Tensor
     chroma: Tensor
+    grain: Tensor
     centres: Tensor
 
 
 def measure(clips: Tensor) -> Measured:
     """Measure clips (n, frames, 3, 16, 16) in [-1, 1]."""
     rgb = (clips.float().clamp(-1, 1) + 1) / 2
-    offset = _chroma_offset(rgb)
-    strength = offset.norm(dim=2)  # n f h w
+    strength = _chroma_offset(rgb).norm(dim=2)  # n f h w
     peak = strength.flatten(2).amax(-1)  # n f
     mass = (strength - (_FLOOR_OF_PEAK * peak).clamp(min=_FLOOR)[..., None, None]).clamp(min=0)
     centres = _centres(mass)
     heading = _heading(strength, mass)
     kind, size = _shape(strength, peak, heading)
     return Measured(
-        colour=_colour(offset, mass),
+        colour=_colour(rgb, mass),
         kind=kind,
         size=size,
         heading=heading,
@@ -59,6 +60,7 @@ def measure(clips: Tensor) -> Measured:
         style=_style(rgb, mass),
         jerk=_jerk(centres),
         chroma=peak.mean(1),
+        grain=_grain(rgb * 2 - 1, mass),
         centres=centres,
     )
 
@@ -96,8 +98,9 @@ def _centres(mass: Tensor) -> Tensor:
     return torch.where(seen[..., None], centres, torch.tensor(world.SIZE / 2))
 
 
-def _colour(offset: Tensor, mass: Tensor) -> Tensor:
-    mean = torch.einsum("nfchw,nfhw->nc", offset, mass)
+def _colour(rgb: Tensor, mass: Tensor) -> Tensor:
+    """Return the colour nearest to that of the sprite itself, whatever the background's tint."""
+    mean = torch.einsum("nfchw,nfhw->nc", rgb - rgb.mean(2, keepdim=True), mass)
     palette = torch.stack([render._palette(style) for style in styles.STYLES.values()]).mean(0)
     chroma = palette - palette.mean(1, keepdim=True)
     likeness = torch.nn.functional.cosine_similarity(mean[:, None], chroma[None], dim=-1)
@@ -174,7 +177,8 @@ def _style_table() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     means, spreads = [], []
     for style in styles.STYLES.values():
-        clips = render.render(world.draw_scenes(_STYLE_SAMPLES, generator), style, generator)
+        scenes = split.draw_scenes(_STYLE_SAMPLES, generator)
+        clips = render.render(scenes, style, generator)
         rgb = (clips + 1) / 2
         strength = _chroma_offset(rgb).norm(dim=2)
         features = _style_features(rgb, (strength - _FLOOR).clamp(min=0))
@@ -185,7 +189,7 @@ def _style_table() -> tuple[Tensor, Tensor]:
 
 def _style_features(rgb: Tensor, mass: Tensor) -> Tensor:
     """Return the background's luminance, chroma and texture, (n, 6)."""
-    background = (torch.nn.functional.max_pool2d(mass, 5, 1, 2) == 0).float()  # n f h w
+    background = _background(mass)
     luminance = rgb.mean(2)
     chroma = (rgb - luminance[:, :, None]).transpose(1, 2).flatten(2).median(-1).values
     total = background.flatten(1).sum(1).clamp(min=1)
@@ -196,6 +200,23 @@ def _style_features(rgb: Tensor, mass: Tensor) -> Tensor:
         jump = luminance.diff(dim=axis).abs() * both
         steps.append(jump.flatten(1).sum(1) / both.flatten(1).sum(1).clamp(min=1))
     return torch.stack([mean, *chroma[:, :3].T, *steps], dim=1)
+
+
+def _background(mass: Tensor) -> Tensor:
+    """Return 1 where nothing of a sprite is near, else 0, (n, f, h, w)."""
+    return (torch.nn.functional.max_pool2d(mass, 5, 1, 2) == 0).float()
+
+
+def _grain(clips: Tensor, mass: Tensor) -> Tensor:
+    """Return the root mean square of what differs within blocks of 2 x 2 pixels of background."""
+    blocks = _blocks(clips)  # n f c h/2 w/2 4
+    rough = (blocks - blocks.mean(-1, keepdim=True)).square().mean((2, -1))
+    flat = _blocks(_background(mass)[:, :, None]).amin((2, -1))
+    return ((rough * flat).flatten(1).sum(1) / flat.flatten(1).sum(1).clamp(min=1)).sqrt()
+
+
+def _blocks(images: Tensor) -> Tensor:
+    return images.unflatten(-2, (-1, 2)).unflatten(-1, (-1, 2)).transpose(-3, -2).flatten(-2)
 
 
 def _or_nothing(index: Tensor, clear: Tensor) -> Tensor:

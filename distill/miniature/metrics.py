@@ -4,26 +4,28 @@ The ceiling is the same measurement on true clips of the same captions; chance i
 of other captions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from . import measure, render, styles, world
+from . import measure, render, split, styles, world
 
 # up: higher is better; the others are read against the ceiling
 SHARES = ("colour", "kind", "motion", "heading", "style", "strict")
-METRICS = (*SHARES, "jerk", "chroma")
+METRICS = (*SHARES, "jerk", "chroma", "grain")
 # colour, kind, motion: of clips that show what the caption says; heading: whose sprite faces where
 # it goes; style: in the base model's; strict: that keep to the path which caption and first frame
 # imply; jerk: mean second difference of the sprite's middle, pixels; chroma: peak colour strength
+# against that of true clips; grain: what differs between neighbouring pixels of the background,
 # against that of true clips
 _PROMPT_SEED = 7
 
 
-def held_out_scenes(count: int) -> world.Scenes:
-    """Return the scenes whose captions are never trained, always the same for a count."""
-    return world.draw_scenes(count, torch.Generator().manual_seed(_PROMPT_SEED), held_out=True)
+def held_out_scenes(count: int, part: split.Part = "test") -> world.Scenes:
+    """Return scenes whose captions are never trained, always the same for a count and part."""
+    generator = torch.Generator().manual_seed(_PROMPT_SEED)
+    return split.draw_scenes(count, generator, part)
 
 
 def true_clips(scenes: world.Scenes, style: str) -> Tensor:
@@ -32,10 +34,16 @@ def true_clips(scenes: world.Scenes, style: str) -> Tensor:
     return render.render(scenes, styles.STYLES[style], generator)
 
 
+def other_true_clips(captions: Sequence[str], style: str, seed: int) -> Tensor:
+    """Return true clips of captions, whose starts and speeds the seed draws."""
+    generator = torch.Generator().manual_seed(seed)
+    return render.render(world.scenes_of(captions, generator), styles.STYLES[style], generator)
+
+
 def score(clips: Tensor, scenes: world.Scenes, style: str) -> dict[str, Tensor]:
     """Return every metric of each clip, (n,) each, so that methods can be compared in pairs."""
     measured = measure.measure(clips)
-    peak = measure.measure(true_clips(scenes, style)).chroma.mean()
+    true = measure.measure(true_clips(scenes, style))
     values = {
         "colour": measured.colour == scenes.colour,
         "kind": measured.kind == scenes.kind,
@@ -44,7 +52,8 @@ def score(clips: Tensor, scenes: world.Scenes, style: str) -> dict[str, Tensor]:
         "style": measured.style == list(styles.STYLES).index(style),
         "strict": measure.follows_path(measured, scenes),
         "jerk": measured.jerk,
-        "chroma": measured.chroma / peak,
+        "chroma": measured.chroma / true.chroma.mean(),
+        "grain": measured.grain / true.grain.mean(),
     }
     return {name: value.float() for name, value in values.items()}
 

@@ -6,6 +6,7 @@ Text first: every word of the world is one token. A base model is an ordinary di
 import json
 from pathlib import Path
 
+import torch
 from diffusers.models import UNet2DConditionModel
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
@@ -13,14 +14,16 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ...motion_module import layout
 from ...motion_module.module import MotionModule
 from ..models import sd15_config
-from ..models.pixel_unshuffle_vae import PixelUnshuffleVAE
+from ..models.base_model import Vae
+from ..models.haar_vae import HaarVAE
 from ..models.text_keys import as_released
-from . import world
+from . import render, split, styles, world
 
 CHANNELS = (32, 64)  # of the UNet's two levels, 8 x 8 and 4 x 4 latents
 TEXT_WIDTH = 64
 TOKENS = 12  # start, up to six words and end, with room for a few more
 HEADS = 4
+_FRAMES_A_STYLE = 256
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -37,6 +40,26 @@ def build_unet() -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=HEADS,
+    )
+
+
+def build_vae() -> HaarVAE:
+    """Return the VAE of all base models: whitened latents, so that each channel counts as much.
+
+    The mean of a channel is that over every style, its deviation that within a style.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plain, latents = HaarVAE(), []
+    for style in styles.STYLES.values():
+        scenes = split.draw_scenes(_FRAMES_A_STYLE, generator)
+        moment = torch.randint(world.FRAMES, (len(scenes),), generator=generator)
+        frames = render.render(scenes, style, generator, moment)[:, 0]
+        latents.append(plain.encode(frames).latent_dist.mode())
+    z = torch.stack(latents)  # styles n c h w
+    mean, variance = z.mean((0, 1, 3, 4)), z.var((1, 3, 4)).mean(0)
+    return HaarVAE(
+        latents_mean=[round(x, 5) for x in mean.tolist()],
+        latents_std=[round(x, 5) for x in variance.sqrt().tolist()],
     )
 
 
@@ -78,21 +101,21 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_base(folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPTextModel) -> Path:
+def write_base(
+    folder: Path, image_unet: UNet2DConditionModel, encoder: CLIPTextModel, vae: Vae
+) -> Path:
     """Write a base model as a diffusers folder that predicts v on AnimateDiff's betas."""
     image_unet.save_pretrained(folder / "unet")
     _write_text_encoder(folder / "text_encoder", encoder)
     write_tokenizer(folder / "tokenizer")
-    PixelUnshuffleVAE().save_config(folder / "vae")
+    vae.save_config(folder / "vae")
     (folder / "scheduler").mkdir(exist_ok=True)
     scheduler = sd15_config.SCHEDULER | {
         "beta_schedule": "linear",
         "prediction_type": "v_prediction",
     }
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
-    index = sd15_config.MODEL_INDEX | {
-        "vae": [PixelUnshuffleVAE.__module__.rpartition(".")[0], "PixelUnshuffleVAE"]
-    }
+    index = sd15_config.MODEL_INDEX | {"vae": [HaarVAE.__module__.rpartition(".")[0], "HaarVAE"]}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
 

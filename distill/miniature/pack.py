@@ -1,5 +1,6 @@
 """Packs a finished build, or a run's students, as the weights that ship, with their model card."""
 
+import json
 import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ...motion_module.files import atomic_path
+from ..engine.loop import training_minutes
 from ..models.base_model import load_base
 from ..models.student_files import load_student, students
 from . import card, shipped, styles
@@ -31,6 +33,15 @@ def pack_build(
         _save_half(made.unet, target / f"{style}.safetensors")
         if style == styles.F0:
             _save_half(made.text_encoder, target / shipped.TEXT_ENCODER)
+            with atomic_path(target / shipped.VAE_CONFIG) as temporary:
+                temporary.write_text(made.vae.to_json_string())
+    minutes = {}
+    for stage in (*names, card.MOTION_STAGE):
+        took = training_minutes(folders.work(stage))
+        if took is not None:
+            minutes[stage] = round(took, 1)
+    with atomic_path(target / card.MINUTES) as temporary:
+        temporary.write_text(json.dumps(minutes, indent=1))
     module = checkpoint.load(folders.motion_module).build(dtype=torch.float16)
     metadata = {"family": "AnimateDiff (miniature)", "steps": 0, "cfg": teacher_cfg(folders)}
     checkpoint.save(module, target / shipped.MOTION_MODULE, metadata=metadata)
@@ -70,7 +81,7 @@ def write_card(target: Path, teacher_cfg: float, listed: Sequence[MotionCheckpoi
     """Write the model card of the weights in a folder, with the students that it lists."""
     with atomic_path(target / "README.md") as temporary:
         temporary.write_text(
-            card.format_card(RECIPES["full"], teacher_cfg, target / "gates", listed),
+            card.format_card(RECIPES["full"], teacher_cfg, target, listed),
             encoding="utf-8",
         )
 

@@ -21,14 +21,17 @@ from ..models.base_model import BaseModel
 from ..models.latents import decode_images
 from ..sampling.sample import generate_latents
 from ..sampling.settings import SamplingSettings, count_evaluations
-from . import metrics, world
+from . import metrics, split, world
 
 _CLIPS_AT_ONCE = 20
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a row of the table is about; `evaluations` counts what one clip asks of the network."""
+    """What a row of the table is about; `evaluations` counts what one clip asks of the network.
+
+    captions: which held-out ones (split.py).
+    """
 
     base: str
     motion_module: str
@@ -36,6 +39,7 @@ class Setting:
     steps: int
     cfg: float
     n: int
+    captions: split.Part = "test"
 
     @property
     def evaluations(self) -> int:
@@ -82,7 +86,7 @@ def row(
     base: BaseModel, module: MotionModule | None, style: str, setting: Setting
 ) -> dict[str, object]:
     """Return a row of the table: the setting, its evaluations and every metric's mean."""
-    scenes = metrics.held_out_scenes(setting.n)
+    scenes = metrics.held_out_scenes(setting.n, setting.captions)
     scores = metrics.score(sample_all(base, module, scenes, setting), scenes, style)
     return as_row(setting, setting.evaluations, metrics.summary(scores))
 

@@ -5,6 +5,7 @@ cache when it is first asked for.
 """
 
 import hashlib
+import json
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from ...motion_module import checkpoint
 from ..files.cache import cache_folder, made_once
+from ..models.haar_vae import HaarVAE
 from ..models.text_keys import as_loaded
 from . import models, styles
 
@@ -19,6 +21,7 @@ WEIGHTS = Path(__file__).with_name("weights")
 STEPS = 32  # how the undistilled motion module is sampled best
 STUDENTS = (8, 4, 2, 1)  # step counts of the distilled motion modules
 DEFAULT_STUDENT = 4
+VAE_CONFIG = "vae.json"
 TEXT_ENCODER = "text_encoder.safetensors"
 MOTION_MODULE = "motion_module.safetensors"
 
@@ -61,12 +64,13 @@ def _assemble(folder: Path, style: str) -> None:
     unet, encoder = models.build_unet(), models.build_text_encoder()
     unet.load_state_dict(load_file(WEIGHTS / f"{style}.safetensors"))
     encoder.load_state_dict(as_loaded(encoder, load_file(WEIGHTS / TEXT_ENCODER)))
-    models.write_base(folder, unet, encoder)
+    vae = HaarVAE.from_config(json.loads((WEIGHTS / VAE_CONFIG).read_text()))
+    models.write_base(folder, unet, encoder, vae)
 
 
 @lru_cache(maxsize=1)
 def _digest() -> str:
-    digest = hashlib.sha256(b"text_model.")  # earlier folders suited transformers 5 alone
+    digest = hashlib.sha256((WEIGHTS / VAE_CONFIG).read_bytes())
     for name in (*styles.STYLES, TEXT_ENCODER.removesuffix(".safetensors")):
         digest.update((WEIGHTS / f"{name}.safetensors").read_bytes())
     return digest.hexdigest()[:12]

@@ -17,7 +17,7 @@ from ..engine.denoising_loss import denoising_loss, draw_timesteps
 from ..engine.loop import LossOfStep
 from ..models.base_model import BaseModel
 from ..models.latents import encode_images
-from . import render, styles, world
+from . import render, split, styles, world
 from .recipe import Stage
 
 
@@ -51,7 +51,7 @@ def base_loss(base: BaseModel, style: str, stage: Stage, seed: int) -> LossOfSte
 
     def loss(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        scenes = world.draw_scenes(stage.batch, generator)
+        scenes = split.draw_scenes(stage.batch, generator)
         moment = torch.randint(world.FRAMES, (stage.batch,), generator=generator)
         images = render.render(scenes, styles.STYLES[style], generator, moment=moment)[:, 0]
         captions = drop_captions(scenes.captions(), stage.no_caption, generator)
@@ -77,7 +77,7 @@ def motion_stage_loss(
 
     def loss(step: int) -> Tensor:
         generator = step_generator(seed, step)
-        scenes = world.draw_scenes(stage.batch, generator)
+        scenes = split.draw_scenes(stage.batch, generator)
         clips = render.render(scenes, styles.STYLES[style], generator)
         captions = drop_captions(scenes.captions(), stage.no_caption, generator)
         images = clips.flatten(0, 1)

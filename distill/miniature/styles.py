@@ -1,7 +1,7 @@
-"""How the miniature's styles look: six to train on, in three pools like the paper's, two unseen.
+"""How the miniature's styles look: six to train on, in three pools like the paper's, three unseen.
 
-AnimateDiff-Lightning table 1: plain (WebVid), realistic and anime base models. Two more styles,
-unlike those in palette, outline, texture and background, are never distilled on.
+AnimateDiff-Lightning table 1: plain (WebVid), realistic and anime base models. Three more styles,
+unlike those in palette, outline, texture and background, are never distilled on (split.py).
 """
 
 from dataclasses import dataclass
@@ -78,6 +78,17 @@ STYLES = {
         saturation=0.75,
         hue=8.0,
         rear=0.65,
+    ),
+    "moss": Style(
+        "unseen",
+        0.34,
+        (-0.08, 0.07, 0.01),
+        texture="rows",
+        depth=0.12,
+        outline=0.8,
+        saturation=0.9,
+        hue=-8.0,
+        rear=0.45,
     ),
     "neon": Style(
         "unseen",

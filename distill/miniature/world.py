@@ -5,8 +5,8 @@ the pixels (measure.py). A style (styles.py) changes the look of a clip and neve
 """
 
 import difflib
-import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -21,7 +21,6 @@ DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down
 MARGIN = 3.0  # nearest that a sprite's centre comes to an edge, in pixels
 DISTANCES = (4.0, 9.0)  # pixels along the path in a whole clip, shortest and longest
 GLIDE = 1.4  # amplitude in pixels of the curve that birds fly; the others go straight
-_HOLD_OUT_EVERY = 6
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,24 @@ def path(start: Tensor, distance: Tensor, direction: Tensor, kind: Tensor, frame
     return start[:, None] + straight + glide
 
 
-def draw_scenes(count: int, generator: torch.Generator, held_out: bool = False) -> Scenes:
-    """Draw scenes whose captions are all training captions, or all held-out ones."""
-    combinations = torch.tensor(held_out_combinations() if held_out else trained_combinations())
-    pick = combinations[_integers(len(combinations), count, generator)]
+def draw_scenes(
+    count: int, generator: torch.Generator, combinations: Sequence[tuple[int, int, int, int]]
+) -> Scenes:
+    """Draw scenes of some (colour, kind, size, direction); split.draw_scenes knows which."""
+    table = torch.tensor(combinations)
+    pick = table[_integers(len(table), count, generator)]
     says_size = _uniform(count, generator) < 0.7
     colour, kind, size, direction = pick.T
     return place(colour, kind, size, direction, says_size, generator)
+
+
+def scenes_of(captions: Sequence[str], generator: torch.Generator) -> Scenes:
+    """Draw a scene that each caption tells (`tells_scene`); what it leaves out is drawn, too."""
+    rows = [_read_caption(text) for text in captions]
+    colour, kind, size, direction = torch.tensor(rows).T
+    says_size = size >= 0
+    drawn = _integers(len(SIZES), len(rows), generator)
+    return place(colour, kind, torch.where(says_size, size, drawn), direction, says_size, generator)
 
 
 def place(
@@ -114,17 +124,20 @@ def place(
     return replace(scenes, start=start)
 
 
-def held_out_combinations() -> list[tuple[int, int, int, int]]:
-    """Return every sixth (colour, kind, size, direction), never trained together.
-
-    Chosen so that each pair of factors is still trained.
-    """
-    return [c for c in _combinations() if _is_held_out(c)]
+def tells_scene(text: str) -> bool:
+    """Tell whether a caption names colour, animal and direction."""
+    colour, kind, _size, direction = _read_caption(text)
+    return min(colour, kind, direction) >= 0
 
 
-def trained_combinations() -> list[tuple[int, int, int, int]]:
-    """Return the (colour, kind, size, direction) that training draws from."""
-    return [c for c in _combinations() if not _is_held_out(c)]
+def _read_caption(text: str) -> tuple[int, int, int, int]:
+    """Return the indices of colour, kind, size and direction, -1 for what is not named."""
+    words = text.split()
+
+    def named(table: Mapping[str, object]) -> int:
+        return next((i for i, name in enumerate(table) if name in words), -1)
+
+    return named(COLOURS), named(KINDS), named(SIZES), named(DIRECTIONS)
 
 
 def vocabulary() -> list[str]:
@@ -153,16 +166,6 @@ def check_prompt(prompt: str) -> None:
 def nearest_word(word: str) -> str | None:
     """Return the known word that is spelt most like `word`, or None."""
     return next(iter(difflib.get_close_matches(word, vocabulary(), n=1)), None)
-
-
-def _combinations() -> itertools.product:
-    return itertools.product(*(range(len(t)) for t in (COLOURS, KINDS, SIZES, DIRECTIONS)))
-
-
-def _is_held_out(combination: tuple[int, int, int, int]) -> bool:
-    # the size does not count: a caption may leave it out, and must not be trained under the other
-    colour, kind, _size, direction = combination
-    return (colour + 2 * kind + 3 * direction) % _HOLD_OUT_EVERY == 0
 
 
 def _uniform(count: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import diffusers
 import torch
@@ -22,14 +22,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..library_errors import one_sentence
 from . import sd15_config, single_file
+from .haar_vae import HaarVAE
 from .headers import check_configs, check_single_file
 from .latent_size import pixels_per_latent
-from .pixel_unshuffle_vae import PixelUnshuffleVAE
 from .tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
+_EARLIER_VAE = "PixelUnshuffleVAE"  # of the miniature until its latents were whitened
 _OF_DECODER = ("decoder.", "post_quant_conv.")
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+Vae: TypeAlias = AutoencoderKL | HaarVAE
 Model = TypeVar("Model", UNet2DConditionModel, AutoencoderKL, CLIPTextModel)
 
 
@@ -39,7 +41,7 @@ class BaseModel:
 
     name: str
     unet: UNet2DConditionModel
-    vae: AutoencoderKL | PixelUnshuffleVAE
+    vae: Vae
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     prediction_type: str
@@ -60,22 +62,29 @@ class BaseModel:
         return self.unet.config["sample_size"] * self.latent_factor
 
     @property
-    def latent_scale(self) -> float:
-        """What the VAE's latents are multiplied by for the UNet (SD1.5: 0.18215)."""
-        return self.vae.config["scaling_factor"]
+    def latent_scale(self) -> Tensor:
+        """What the VAE's latents are multiplied by for the UNet (SD1.5: 0.18215).
+
+        Of shape (1, 1, 1), or (channels, 1, 1) where the VAE's config has `latents_std`.
+        """
+        std = self.vae.config.get("latents_std") or [1.0]
+        return self.vae.config["scaling_factor"] / _of_channels(std)
 
     @property
-    def latent_shift(self) -> float:
-        """What is taken from the VAE's latents before they are scaled (SD1.5: 0)."""
-        return self.vae.config.get("shift_factor") or 0.0
+    def latent_shift(self) -> Tensor:
+        """What is taken from the VAE's latents before they are scaled (SD1.5: 0), shaped alike."""
+        config = self.vae.config
+        return _of_channels(config.get("latents_mean") or [config.get("shift_factor") or 0.0])
 
     def latent_space(self) -> str:
         """Return a digest of what pixels are encoded to: the VAE's encoder, in float16, and scale.
 
         Base models of one latent space can share clips; decoders may differ.
         """
-        scale = (self.latent_scale, self.latent_shift)
-        digest = hashlib.sha256(repr(scale).encode())
+        config = self.vae.config
+        scale = (config["scaling_factor"], config.get("shift_factor") or 0.0)
+        channels = [config.get(k) for k in ("latents_mean", "latents_std") if config.get(k)]
+        digest = hashlib.sha256(repr((*scale, *channels)).encode())
         for name, tensor in sorted(self.vae.state_dict().items()):
             if not name.startswith(_OF_DECODER):
                 digest.update(tensor.half().cpu().numpy().tobytes())
@@ -171,12 +180,17 @@ def _load_folder(
     )
 
 
-def _load_vae(path: Path) -> AutoencoderKL | PixelUnshuffleVAE:
+def _load_vae(path: Path) -> Vae:
     with one_sentence(f"{path.name}/vae"):
         config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
-    if config.get("_class_name") == PixelUnshuffleVAE.__name__:
+    if config.get("_class_name") == _EARLIER_VAE:
+        raise ValueError(
+            f"{path.name} is of an earlier version of the miniature, whose latents were others; "
+            "build it again in an empty folder."
+        )
+    if config.get("_class_name") == HaarVAE.__name__:
         with one_sentence(f"{path.name}/vae"):
-            return PixelUnshuffleVAE.from_config(config)  # it has no weights
+            return HaarVAE.from_config(config)  # it has no weights
     return _load_model(AutoencoderKL, path, "vae")
 
 
@@ -193,6 +207,10 @@ def _load_model(kind: type[Model], path: Path, name: str) -> Model:
             f"{path.name}/{name} lacks {sorted(report['missing_keys'])[0]}; download it again."
         )
     return model
+
+
+def _of_channels(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]
 
 
 def _scheduled_prediction_type(path: Path) -> str:

@@ -45,7 +45,8 @@ def encode_images(
             noise = torch.randn(z.shape, generator=generator)
             z = z + distribution.std.float() * noise.to(z.device)
         encoded.append(z)
-    return (torch.cat(encoded) - base.latent_shift) * base.latent_scale
+    z = torch.cat(encoded)
+    return (z - base.latent_shift.to(z.device)) * base.latent_scale.to(z.device)
 
 
 @torch.no_grad()
@@ -62,5 +63,6 @@ def decode_frames(base: BaseModel, latents: Tensor, at_once: int = FRAMES_AT_ONC
 
 def _decoded(base: BaseModel, latents: Tensor, at_once: int) -> Iterator[Tensor]:
     for chunk in latents.split(at_once):
-        z = chunk / base.latent_scale + base.latent_shift
+        scale, shift = (x.to(chunk.device) for x in (base.latent_scale, base.latent_shift))
+        z = chunk / scale + shift
         yield base.vae.decode(z.to(base.device, base.vae.dtype)).sample.float()

@@ -22,9 +22,9 @@ from ..data.url_cache import is_url
 from ..library_errors import one_sentence
 from ..miniature.names import base_path, motion_module_path
 from ..models import sd15_config
+from ..models.haar_vae import HaarVAE
 from ..models.headers import empty_unet
 from ..models.latent_size import check_size, pixels_per_latent
-from ..models.pixel_unshuffle_vae import PixelUnshuffleVAE
 from . import batches, memory_estimate
 from .config import Stage, TrainConfig
 from .discriminator import Discriminator, Encoder
@@ -220,15 +220,15 @@ def _motion_module(name: str) -> MotionModule:
         return MotionModule(config)
 
 
-def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | PixelUnshuffleVAE]:
+def _text_and_vae(base: Path | None) -> tuple[CLIPTextModel, AutoencoderKL | HaarVAE]:
     text_config = CLIPTextConfig.from_dict(sd15_config.TEXT_ENCODER)
     config, kind = sd15_config.VAE, AutoencoderKL
     if base is not None and base.is_dir():
         with one_sentence(base.name):
             text_config = CLIPTextConfig.from_pretrained(base / "text_encoder")
             config = json.loads((base / "vae" / "config.json").read_text(encoding="utf-8"))
-        if config.get("_class_name") == PixelUnshuffleVAE.__name__:
-            kind = PixelUnshuffleVAE
+        if config.get("_class_name") == HaarVAE.__name__:
+            kind = HaarVAE
     name = base.name if base is not None else "SD1.5"
     with one_sentence(name), torch.device("meta"):
         return CLIPTextModel(text_config), kind.from_config(config)
