@@ -96,6 +96,13 @@ def config_of(options, models, clips, out):
             "stages": [
                 {**stage, "loss": "mse", "cfg": 7.5, "phases": [phase]},
                 {"teacher_steps": 4, "student_steps": 2, "loss": "adversarial", "phases": [phase]},
+                {
+                    "teacher_steps": 2,
+                    "student_steps": 1,
+                    "loss": "distribution",
+                    "cfg": 7.5,
+                    "phases": [{**phase, "fake_steps": 1}],
+                },
             ],
             "global_batch": options.clips,
             "clips_per_rank": options.clips,

@@ -188,7 +188,7 @@ class Stage:
 
     def update_discriminator(self):
         self.add_gradients(self.networks.discriminator, losses.discriminator_of_batch)
-        self.trainer._optimize(self.trainer.discriminator_optimizer, 0, 1e-3)
+        self.trainer._optimize(self.trainer.critic_optimizer, 0, 1e-3)
 
     def weights(self):
         bases = {id(b.unet): b for b in self.setup.bases.values()}.values()
@@ -479,7 +479,7 @@ def test_a_stage_begins_with_mse_and_the_discriminator_judges_what_that_has_aver
 
     states = {f.stem: torch.load(f, weights_only=True) for f in (folder / "checkpoints").iterdir()}
     first, second = states["1-0-00000002"], states["1-1-00000001"]
-    assert first["discriminator"] is None
+    assert first["critic"] is None
     averaged = first["student"] | first["average"]
     assert not same(averaged, first["student"])
     assert same(averaged, second["student"])

@@ -99,7 +99,7 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
     file.write_text("out = [")
     with pytest.raises(ConfigError, match=r"x\.toml is not valid TOML"):
         train_config.read_config(file)
-    with pytest.raises(ValueError, match="one of: miniature, miniature_mse, paper"):
+    with pytest.raises(ValueError, match="one of: distribution, miniature, miniature_mse, paper"):
         train_config.find_config("nothing")
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
         (changed("stages", 0, "renoise", [10]), "sets renoise, which needs a discriminator"),
         (
             changed("stages", 0, "phases", [{"iterations": 1}] * 2),
-            "only adversarial stages may have several",
+            "only adversarial and distribution stages may have several",
         ),
         (
             changed("stages", 1, "phases", 0, "discriminator_head_start", 1000),

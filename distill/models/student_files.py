@@ -9,6 +9,8 @@ FOLDER = "students"  # within a run's folder
 METHODS = {
     "adversarial": "progressive adversarial distillation, AnimateDiff-Lightning, arXiv 2403.12706",
     "mse": "progressive distillation by MSE, without a discriminator",
+    "distribution": "distribution matching over several base models, after DMD2, arXiv 2405.14867, "
+    "and TDM, arXiv 2503.06674",
     "consistency": "consistency distillation as AnimateLCM's, arXiv 2402.00769",
 }
 RECORDED = (

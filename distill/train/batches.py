@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...samplers import prediction
 from ..data.latent_pool import ClipPool, ClipRef
+from ..data.prompt_pool import PromptPool
 from . import trajectory
 from .config import Phase, Stage, TrainConfig
 from .run_folder import Place
@@ -26,7 +27,8 @@ _CHOICE, _NOISE = 0, 1  # streams of random numbers
 class Draws:
     """The randomness of one sample.
 
-    position: where on the schedule the student starts (1000 is T); renoise: t*, 0-based, or None.
+    position: where on the schedule the student starts (1000 is T); renoise: t*, or what a landing
+    of "distribution" is noised to, 0-based, or None.
     """
 
     flip: bool
@@ -39,8 +41,9 @@ class Draws:
 class Batch:
     """Clips of one slot that go through the networks together.
 
-    x_t, noise (clips, frames, c, h, w): the noised clips, and the fresh noise of t*; positions and
-    renoise: one a clip; captions: emptied where they are dropped.
+    x_t, noise (clips, frames, c, h, w): the noised clips (pure noise for "distribution", whose
+    student walks from there), and the fresh noise of t*; positions and renoise: one a clip;
+    captions: emptied where they are dropped.
     """
 
     slot: int
@@ -94,7 +97,7 @@ def share_out(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int
 
 
 def choose_clips(
-    config: TrainConfig, pools: dict[str, ClipPool], place: Place, slot: int
+    config: TrainConfig, pools: dict[str, ClipPool | PromptPool], place: Place, slot: int
 ) -> Sequence[ClipRef]:
     """Return the clips of a slot for a batch, all of one shape, one for each of its samples."""
     seed = (config.seed, place.stage, place.phase, slot)
@@ -104,7 +107,7 @@ def choose_clips(
 
 def make_batch(
     config: TrainConfig,
-    pools: dict[str, ClipPool],
+    pools: dict[str, ClipPool | PromptPool],
     place: Place,
     slot: int,
     samples: Sequence[int],
@@ -120,7 +123,10 @@ def make_batch(
         draws = draw_sample(stage, phase, table.flip and pool.can_flip, choice)
         x0, caption = pool.read(clips[sample]).oriented(draws.flip)
         eps, fresh = (torch.randn(x0.shape, generator=noise) for _ in range(2))
-        x_t.append(prediction.forward(x0, eps, trajectory.timestep(draws.position)))
+        walks = stage.loss_of(phase) == "distribution"
+        x_t.append(
+            eps if walks else prediction.forward(x0, eps, trajectory.timestep(draws.position))
+        )
         noises.append(fresh)
         all_draws.append(draws)
         captions.append("" if draws.drop_caption else caption)
@@ -138,10 +144,16 @@ def draw_sample(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Gen
     """Draw what is random of a sample, but the noise; always as many numbers, in this order."""
     flip, start, renoise, caption = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     starts = trajectory.start_positions(stage)
+    position = starts[int(start * len(starts))]
+    if stage.loss_of(phase) == "distribution":
+        low, high = trajectory.noise_range(stage, position)
+        noised_to: int | None = low + int(renoise * (high - low + 1))
+    else:
+        noised_to = _weighted(stage.renoise, phase.renoise_weights, renoise)
     return Draws(
         flip=may_flip and flip < 0.5,
-        position=starts[int(start * len(starts))],
-        renoise=_weighted(stage.renoise, phase.renoise_weights, renoise),
+        position=position,
+        renoise=noised_to,
         drop_caption=caption < stage.no_caption,
     )
 

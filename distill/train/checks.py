@@ -10,6 +10,7 @@ from pathlib import Path
 from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ..data.latent_pool import ClipPool
+from ..data.prompt_pool import PromptPool
 from ..miniature.names import base_path, motion_module_path
 from ..models.headers import check_configs, check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
@@ -18,10 +19,12 @@ from . import batches
 from .config import ConfigError, TrainConfig
 from .run_folder import RunFolder
 
+Pools = dict[str, ClipPool | PromptPool]
 
-def check(config: TrainConfig, world_size: int) -> dict[str, ClipPool]:
+
+def check(config: TrainConfig, world_size: int) -> Pools:
     """Return a config's pools, opened; ConfigError with every problem on so many processes."""
-    opened = {n: _attempt(lambda p=p: ClipPool(p.shards)) for n, p in config.pools.items()}
+    opened = {n: _attempt(lambda n=n: _open_pool(config, n)) for n in config.pools}
     pools = {name: pool for name, (pool, _) in opened.items() if pool is not None}
     problems = [
         *problems_of_layout(config, world_size),
@@ -31,6 +34,19 @@ def check(config: TrainConfig, world_size: int) -> dict[str, ClipPool]:
     if problems:
         raise ConfigError(problems)
     return pools
+
+
+def _open_pool(config: TrainConfig, name: str) -> ClipPool | PromptPool:
+    pool = config.pools[name]
+    if pool.shards is not None:
+        return ClipPool(pool.shards)
+    base = next((s.base for s in config.slots if s.pool == name), config.slots[0].base)
+    configs = next((s.config for s in config.slots if s.base == base), None)
+    factor = latent_factor(base_path(base), configs)
+    channels = empty_unet(base_path(base)).config["in_channels"]
+    assert pool.prompts is not None, "the config has been checked"
+    shape = (config.frames, channels, config.height // factor, config.width // factor)
+    return PromptPool(pool.prompts, shape)
 
 
 def teacher_file(config: TrainConfig, stage: int, steps: int) -> Path:
@@ -47,7 +63,7 @@ def problems_of_layout(config: TrainConfig, world_size: int) -> list[str]:
     return problems
 
 
-def problems_of_files(config: TrainConfig, pools: dict[str, ClipPool]) -> Iterator[str]:
+def problems_of_files(config: TrainConfig, pools: Pools) -> Iterator[str]:
     """Yield what is wrong with the motion modules and base models, and how the clips fit them."""
     channels: dict[str, int] = {}
     modules: dict[str, MotionCheckpoint] = {}
@@ -103,7 +119,7 @@ def _problems_of_slots(config: TrainConfig) -> Iterator[str]:
 
 
 def _problems_of_shapes(
-    config: TrainConfig, name: str, pool: ClipPool, channels: dict[str, int]
+    config: TrainConfig, name: str, pool: ClipPool | PromptPool, channels: dict[str, int]
 ) -> Iterator[str]:
     for shape in pool.shapes:
         frames, depth = shape[:2]

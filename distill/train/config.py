@@ -8,9 +8,9 @@ import difflib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
     BaseModel,
@@ -35,14 +35,24 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+_FAKE_RATE = 2.0  # times the student's
 _RULES = "rules"  # the type of pydantic's error that holds the problems of a table
-# keys of a phase that its discriminator alone reads
-_OF_DISCRIMINATOR = (
-    "discriminator_learning_rate",
-    "discriminator_steps",
-    "discriminator_head_start",
-    "renoise_weights",
-)
+# keys of a phase that its critic alone reads, by the loss that has one
+_OF_CRITIC = {
+    "adversarial": (
+        "discriminator_learning_rate",
+        "discriminator_steps",
+        "discriminator_head_start",
+        "renoise_weights",
+    ),
+    "distribution": ("fake_learning_rate", "fake_steps", "fake_head_start"),
+}
+# keys of a stage that one loss alone reads
+_OF_STAGE = {
+    "adversarial": ("renoise",),
+    "distribution": ("real_cfg", "fake_start", "noise_above", "noise_floor", "normaliser_floor"),
+}
+_WHAT_IS_MISSING = {"adversarial": "a discriminator", "distribution": "a fake motion module"}
 
 
 class ConfigError(ValueError):
@@ -71,10 +81,18 @@ class _Table(BaseModel):
 
 
 class Pool(_Table):
-    """Clips that base models draw from: shards as ClipPool takes them, and whether to flip."""
+    """Clips that base models draw from: shards as ClipPool takes them, and whether to flip.
 
-    shards: str
+    prompts: a text file with a caption in each line, in place of shards; enough for distribution.
+    """
+
+    shards: str | None = None
+    prompts: Path | None = None
     flip: bool = True
+
+    def _problems(self) -> Iterator[str]:
+        if (self.shards is None) == (self.prompts is None):
+            yield " needs shards or prompts, and only one of them."
 
 
 class Slot(_Table):
@@ -104,13 +122,15 @@ class DiscriminatorTable(_Table):
 
 
 class Phase(_Table):
-    """A phase of a stage: one discriminator and one pair of optimisers, both fresh.
+    """A phase of a stage: one critic (D, or the fake) and one pair of optimisers, all fresh.
 
     loss: "mse" before the phases with D, None: the stage's [open: None]; conditional: D sees x_t
     too, else it is D'; teacher_steps: of a teacher that skips a level, None: the stage's;
     discriminator_steps: updates of D for one of the student [open: 1];
     discriminator_head_start: the first iterations, in which D alone learns [open: 0];
-    renoise_weights: relative frequency of each t*.
+    renoise_weights: relative frequency of each t*; fake_learning_rate: None: twice the student's;
+    fake_steps: updates of the fake motion module for one of the student (DMD2, arXiv 2405.14867,
+    has 5); fake_head_start: the first iterations, in which the fake alone learns [open].
     """
 
     iterations: Count
@@ -122,23 +142,34 @@ class Phase(_Table):
     discriminator_steps: Count = 1
     discriminator_head_start: Annotated[int, Field(ge=0)] = 0
     renoise_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
-
-    @property
-    def rate_of_discriminator(self) -> float:
-        return self.discriminator_learning_rate or self.learning_rate
+    fake_learning_rate: Rate | None = None
+    fake_steps: Count = 2
+    fake_head_start: Annotated[int, Field(ge=0)] = 0
 
     def _problems(self) -> Iterator[str]:
-        if self.discriminator_head_start >= self.iterations:
-            yield (
-                f" has {self.iterations} iterations and a discriminator_head_start of "
-                f"{self.discriminator_head_start}, so the student would learn nothing; lower the "
-                "head start."
-            )
+        for key in ("discriminator_head_start", "fake_head_start"):
+            if getattr(self, key) >= self.iterations:
+                yield (
+                    f" has {self.iterations} iterations and a {key} of {getattr(self, key)}, so "
+                    "the student would learn nothing; lower the head start."
+                )
 
-    def keys_of_discriminator(self) -> list[str]:
-        """Return the keys that were given and that a phase without a discriminator ignores."""
-        fields = type(self).model_fields
-        return [key for key in _OF_DISCRIMINATOR if getattr(self, key) != fields[key].default]
+
+class CriticPlan(NamedTuple):
+    """How a phase's critic learns: its rate, updates for one of the student, and head start."""
+
+    learning_rate: float
+    steps: int
+    head_start: int
+
+
+NO_CRITIC = CriticPlan(0.0, 1, 0)
+
+
+def _given(table: BaseModel, keys: Sequence[str]) -> list[str]:
+    """Return those of some keys of a table that differ from their defaults."""
+    fields = type(table).model_fields
+    return [key for key in keys if getattr(table, key) != fields[key].default]
 
 
 class Stage(_Table):
@@ -149,11 +180,17 @@ class Stage(_Table):
     betas: of Adam, None: (0.9, 0.999) for mse and (0, 0.99) for adversarial; ema: decay of the
     averaged weights that are the result, 0: none [open]; clip: largest norm of a gradient, 0: any
     [open]; no_caption: share of samples without their caption.
+
+    Of "distribution" (distribution.py) [all open]: real_cfg: guidance of the undistilled teacher,
+    whose score is the real one, None: cfg; fake_start: what the fake motion module starts
+    from; noise_above: how far above its landing a student's clip is noised at least, and
+    noise_floor the same where it lands clean, of 1000; normaliser_floor: the least that a gradient
+    is divided by.
     """
 
     teacher_steps: Steps
     student_steps: Steps
-    loss: Literal["mse", "adversarial", "consistency"]
+    loss: Literal["mse", "adversarial", "consistency", "distribution"]
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
     cfg: Annotated[float, Field(ge=0, le=30)] = 1.0
     timesteps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
@@ -164,13 +201,36 @@ class Stage(_Table):
     ema: Decay = 0.0
     clip: Annotated[float, Field(ge=0)] = 0.0
     no_caption: Share = 0.0
+    real_cfg: Annotated[float, Field(ge=0, le=30)] | None = None
+    fake_start: Literal["student", "teacher"] = "student"
+    noise_above: Steps = 50
+    noise_floor: Steps = 20
+    normaliser_floor: Annotated[float, Field(gt=0)] = 0.02
 
     def loss_of(self, phase: Phase) -> str:
         return phase.loss or self.loss
 
     def adam_betas(self, phase: Phase) -> tuple[float, float]:
         """Return the betas of a phase's optimisers."""
-        return self.betas or ((0.0, 0.99) if self.loss_of(phase) == "adversarial" else (0.9, 0.999))
+        return self.betas or ((0.0, 0.99) if self.loss_of(phase) in _OF_CRITIC else (0.9, 0.999))
+
+    @property
+    def guidance_of_real(self) -> float:
+        return self.cfg if self.real_cfg is None else self.real_cfg
+
+    def critic_of(self, phase: Phase) -> CriticPlan:
+        """Return how the critic of a phase learns; NO_CRITIC where its loss has none."""
+        loss = self.loss_of(phase)
+        if loss == "adversarial":
+            return CriticPlan(
+                phase.discriminator_learning_rate or phase.learning_rate,
+                phase.discriminator_steps,
+                phase.discriminator_head_start,
+            )
+        if loss == "distribution":
+            rate = phase.fake_learning_rate or _FAKE_RATE * phase.learning_rate
+            return CriticPlan(rate, phase.fake_steps, phase.fake_head_start)
+        return NO_CRITIC
 
     @property
     def name(self) -> str:
@@ -191,18 +251,21 @@ class Stage(_Table):
                     f" goes from {steps} to {self.student_steps} steps; the teacher's steps must "
                     "be a multiple of the student's."
                 )
-        if self.renoise and self.loss != "adversarial":
-            yield " sets renoise, which needs a discriminator; remove it."
+        for loss, keys in _OF_STAGE.items():
+            ignored = _given(self, keys)
+            if ignored and self.loss != loss:
+                keys_set = " and ".join(ignored)
+                yield f" sets {keys_set}, which needs {_WHAT_IS_MISSING[loss]}; remove it."
         yield from self._problems_of_losses()
         for number, phase in enumerate(self.phases):
             for problem in self._problems_of_phase(phase):
                 yield f".phases.{number}{problem}"
 
     def _problems_of_losses(self) -> Iterator[str]:
-        if self.loss != "adversarial" and len(self.phases) > 1:
+        if self.loss not in _OF_CRITIC and len(self.phases) > 1:
             yield (
-                f" has {len(self.phases)} phases, but only adversarial stages may have several; "
-                "keep one."
+                f" has {len(self.phases)} phases, but only adversarial and distribution stages may "
+                "have several; keep one."
             )
         losses = [self.loss_of(phase) for phase in self.phases]
         in_order = sorted(losses, key=lambda loss: loss == self.loss)
@@ -218,9 +281,11 @@ class Stage(_Table):
                 f" has {len(phase.renoise_weights)} renoise_weights for {len(self.renoise)} values "
                 "of renoise; give one for each."
             )
-        ignored = phase.keys_of_discriminator()
-        if ignored and self.loss_of(phase) != "adversarial":
-            yield f" has no discriminator; remove {' and '.join(ignored)}."
+        for loss, keys in _OF_CRITIC.items():
+            ignored = _given(phase, keys)
+            if ignored and self.loss_of(phase) != loss:
+                missing = _WHAT_IS_MISSING[loss].removeprefix("a ")
+                yield f" has no {missing}; remove {' and '.join(ignored)}."
 
 
 class TrainConfig(_Table):
@@ -278,10 +343,13 @@ class TrainConfig(_Table):
         """
         values = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
         values["collapse_after"] = type(self).model_fields["collapse_after"].default
-        for phase in (phase for stage in values["stages"] for phase in stage["phases"]):
-            for newer in ("discriminator_head_start", "loss"):
-                if not phase[newer]:
-                    del phase[newer]
+        for pool in values["pools"].values():
+            _leave_out_defaults(pool, Pool, ("prompts",))
+        for stage in values["stages"]:
+            _leave_out_defaults(stage, Stage, _OF_STAGE["distribution"])
+            for phase in stage["phases"]:
+                newer = ("discriminator_head_start", "loss", *_OF_CRITIC["distribution"])
+                _leave_out_defaults(phase, Phase, newer)
         return values
 
     def digest(self) -> str:
@@ -313,6 +381,7 @@ class TrainConfig(_Table):
             if pool not in self.pools:
                 pools = ", ".join(self.pools) or "none"
                 yield f"slots name the pool {pool!r}, which is not in pools ({pools}); add it."
+        yield from self._problems_of_prompts()
         for base in self.bases:
             options = {
                 (s.tokenizer, s.config, s.prediction_type) for s in self.slots if s.base == base
@@ -322,6 +391,15 @@ class TrainConfig(_Table):
                     f"the slots with the base {base} differ in tokenizer, config or "
                     "prediction_type; the base is loaded once, so use the same values in all of "
                     "them."
+                )
+
+    def _problems_of_prompts(self) -> Iterator[str]:
+        losses = {s.loss_of(p) for s in self.stages for p in s.phases} - {"distribution"}
+        for name, pool in self.pools.items():
+            if pool.prompts is not None and losses:
+                yield (
+                    f"pools.{name} has prompts and no clips, but {' and '.join(sorted(losses))} "
+                    "needs clips; give it shards, or train by distribution alone."
                 )
 
     def _problems_of_teachers(self) -> Iterator[str]:
@@ -336,6 +414,12 @@ class TrainConfig(_Table):
                         f"makes one; earlier stages make {', '.join(map(str, made))}."
                     )
             made.append(stage.student_steps)
+
+
+def _leave_out_defaults(values: dict, table: type[BaseModel], keys: Sequence[str]) -> None:
+    for key in keys:
+        if values[key] == table.model_fields[key].default:
+            del values[key]
 
 
 def find_config(name: str) -> Path:

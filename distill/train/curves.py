@@ -25,6 +25,10 @@ COLUMNS = (
     "d_gap",
     "norm_d",
     "norm_g",
+    "loss_fake",
+    "norm_fake",
+    "error_of_fake",
+    "error_of_teacher",
     "seconds",
     "peak_gib",
 )
@@ -36,7 +40,7 @@ class Curves:
     loss_g is the student's loss of any kind; d_on_*: share of clips about which D is right; d_gap:
     how much higher its logit is where the teacher lands than where the student does from the same
     x_t. Clips differ far more from each other than a student from its teacher, so d_gap shows that
-    D learns long before d_on_* leave a half.
+    D learns long before d_on_* leave a half. error_of_*: of distribution.py.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:

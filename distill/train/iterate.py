@@ -39,7 +39,9 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
         while place.count < phase.iterations:
             reset_peak(setup.device)
             began = time.monotonic()
-            samples = [batch(number) for number in batches_of(phase, place.count)]
+            samples = [
+                batch(number) for number in batches_of(trainer.networks.stage, phase, place.count)
+            ]
             try:
                 figures = trainer.train_step(place.count, samples)
                 check_saturation(config.collapse_after, trainer, place)
@@ -90,7 +92,11 @@ class Report:
         """Write an iteration's figures."""
         if self._curves is not None:
             self._curves.add(place, figures | {"peak_gib": peak_gib(self._setup.device)})
-            shown = {n: f"{figures[n]:.3g}" for n in ("loss_g", "loss_d", "d_gap") if n in figures}
+            shown = {
+                n: f"{figures[n]:.3g}"
+                for n in ("loss_g", "loss_d", "d_gap", "loss_fake")
+                if n in figures
+            }
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
 
@@ -109,7 +115,8 @@ class Report:
 
 def read_ahead(setup: Setup, place: Place) -> ReadAhead:
     """Return the batches of this process by their number in the phase, read in threads."""
-    phase = setup.config.stages[place.stage].phases[place.phase]
+    stage = setup.config.stages[place.stage]
+    phase = stage.phases[place.phase]
 
     def read(number: int, index: int) -> Batch:
         slot, samples = setup.share[index]
@@ -117,7 +124,7 @@ def read_ahead(setup: Setup, place: Place) -> ReadAhead:
         batch = batches.make_batch(setup.config, setup.pools, of_batch, slot, samples)
         return batch.to(setup.device)
 
-    total = phase.iterations * phase.discriminator_steps
+    total = phase.iterations * stage.critic_of(phase).steps
     return ReadAhead(read, range(len(setup.share)), total, threads=2)
 
 
@@ -164,6 +171,8 @@ def _recomputing(setup: Setup, networks: Networks) -> contextlib.AbstractContext
     trained: list[torch.nn.Module] = [networks.plain_student.motion_module]
     if networks.plain_discriminator is not None:
         trained.append(networks.plain_discriminator)
+    if networks.plain_fake is not None:
+        trained.append(networks.plain_fake.motion_module)
     return gradient_checkpointing.checkpointed(
         *(base.unet for base in setup.bases.values()), *trained
     )

@@ -8,7 +8,7 @@ state is the teacher's.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +30,10 @@ Figures = dict[str, float]
 class Networks:
     """Everything that computes in a phase.
 
-    DDP may wrap `student` and `discriminator`; the plain ones are never wrapped. Where no loss asks
-    for a discriminator, both are None.
+    DDP may wrap `student`, `discriminator` and `fake`; the plain ones are never wrapped. Where no
+    loss asks for a discriminator, or a fake, both are None.
 
+    real: the undistilled motion module, whose guided score the fake's is compared with;
     bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
     D's backbone was trained with); base_index: by slot, as D counts them.
     """
@@ -41,13 +42,34 @@ class Networks:
     phase: Phase
     bases: dict[int, MovingBase]
     teacher: MotionModule
+    real: MotionModule
     plain_student: Student
     student: nn.Module
     plain_discriminator: Discriminator | None
     discriminator: nn.Module | None
+    plain_fake: Student | None
+    fake: nn.Module | None
     text_base: BaseModel
     base_index: dict[int, int]
     autocast: Callable[[], contextlib.AbstractContextManager]
+
+    @property
+    def critic(self) -> nn.Module | None:
+        """What learns beside the student: the discriminator, the fake or nothing."""
+        return self.fake if self.discriminator is None else self.discriminator
+
+    @property
+    def plain_critic(self) -> nn.Module | None:
+        return self.plain_fake if self.plain_discriminator is None else self.plain_discriminator
+
+    @contextlib.contextmanager
+    def critic_learns(self) -> Iterator[None]:
+        """Let the fake, if any, move all bases: its backward may compute its forward anew."""
+        with contextlib.ExitStack() as stack:
+            if self.plain_fake is not None:
+                for base in {id(b): b for b in self.bases.values()}.values():
+                    stack.enter_context(base.moved_by(self.plain_fake.motion_module))
+            yield
 
 
 LossOfBatch = Callable[[Networks, Batch], tuple[Tensor, Figures]]
@@ -125,13 +147,6 @@ def generator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figure
     fake = trajectory.renoise(*fake, batch.renoise, batch.noise)
     (of_student,) = _logits(networks, networks.plain_discriminator, batch, [fake])
     return generator(of_student), {}
-
-
-STUDENT_LOSSES: dict[str, LossOfBatch] = {
-    "mse": mse_of_batch,
-    "consistency": consistency_of_batch,
-    "adversarial": generator_of_batch,
-}
 
 
 @torch.no_grad()

@@ -15,8 +15,28 @@ from ..engine import distributed
 from ..engine.average import copy_average, start_average, update_average
 from .batches import Batch
 from .config import Phase, Stage
-from .losses import STUDENT_LOSSES, Figures, LossOfBatch, Networks, discriminator_of_batch
+from .distribution import distribution_of_batch, fake_of_batch
+from .losses import (
+    Figures,
+    LossOfBatch,
+    Networks,
+    consistency_of_batch,
+    discriminator_of_batch,
+    generator_of_batch,
+    mse_of_batch,
+)
 
+STUDENT_LOSSES: dict[str, LossOfBatch] = {
+    "mse": mse_of_batch,
+    "consistency": consistency_of_batch,
+    "adversarial": generator_of_batch,
+    "distribution": distribution_of_batch,
+}
+# with how its figures are called
+CRITIC_LOSSES: dict[str, tuple[LossOfBatch, str]] = {
+    "adversarial": (discriminator_of_batch, "d"),
+    "distribution": (fake_of_batch, "fake"),
+}
 _ALL_RIGHT = 1 - 1e-6  # a mean of ones, which rounding may leave below one
 
 
@@ -25,7 +45,7 @@ class CollapsedError(ValueError):
 
 
 class PhaseTrainer:
-    """Trains the student of a phase, and its discriminator where it has one.
+    """Trains the student of a phase, and its critic where it has one: a discriminator or a fake.
 
     average: of the student's weights, empty without ema; saturated_iterations: for how many
     iterations in a row D was right about every clip, so that the student learned nothing.
@@ -35,31 +55,34 @@ class PhaseTrainer:
         stage, phase = networks.stage, networks.phase
         self.networks = networks
         self.optimizer = _adam(networks.plain_student, phase.learning_rate, stage, phase)
-        self.discriminator_optimizer: torch.optim.Optimizer | None = None
-        if networks.plain_discriminator is not None:
-            rate = phase.rate_of_discriminator
-            self.discriminator_optimizer = _adam(networks.plain_discriminator, rate, stage, phase)
+        self.critic_optimizer: torch.optim.Optimizer | None = None
+        if networks.plain_critic is not None:
+            rate = stage.critic_of(phase).learning_rate
+            self.critic_optimizer = _adam(networks.plain_critic, rate, stage, phase)
         self._weights = dict(networks.plain_student.motion_module.named_parameters())
         self.average = start_average(self._weights) if stage.ema else {}
         self.saturated_iterations = 0
 
     def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
-        """Update D once for each list of batches, and the student on the last of them.
+        """Update the critic once for each list of batches, and the student on the last of them.
 
-        While D has its head start, D alone. Returns the figures of all processes together. Raises
-        CollapsedError before a loss that is not finite can reach any weight.
+        While the critic has its head start, it alone. Returns the figures of all processes
+        together. Raises CollapsedError before a loss that is not finite can reach any weight.
         """
         networks, stage, phase = self.networks, self.networks.stage, self.networks.phase
+        plan = stage.critic_of(phase)
         figures: Figures = {}
-        if networks.discriminator is not None and self.discriminator_optimizer is not None:
-            networks.discriminator.requires_grad_(True)
+        if networks.critic is not None and self.critic_optimizer is not None:
+            loss, name = CRITIC_LOSSES[stage.loss_of(phase)]
+            networks.critic.requires_grad_(True)
             for batch in batches:
-                figures |= self._backward(networks.discriminator, batch, discriminator_of_batch)
-                figures["loss_d"] = figures.pop("loss")
-                rate = phase.rate_of_discriminator * _warm_up(stage, iteration)
-                figures["norm_d"] = self._optimize(self.discriminator_optimizer, iteration, rate)
-            networks.discriminator.requires_grad_(False)
-        update = iteration - phase.discriminator_head_start
+                with networks.critic_learns():
+                    figures |= self._backward(networks.critic, batch, loss)
+                figures[f"loss_{name}"] = figures.pop("loss")
+                rate = plan.learning_rate * _warm_up(stage, iteration)
+                figures[f"norm_{name}"] = self._optimize(self.critic_optimizer, iteration, rate)
+            networks.critic.requires_grad_(False)
+        update = iteration - plan.head_start
         if update >= 0:
             loss = STUDENT_LOSSES[stage.loss_of(phase)]
             figures |= self._backward(networks.student, batches[-1], loss)
@@ -83,12 +106,12 @@ class PhaseTrainer:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
             "saturated_iterations": self.saturated_iterations,
-            "discriminator": None,
-            "discriminator_optimizer": None,
+            "critic": None,
+            "critic_optimizer": None,
         }
-        if networks.plain_discriminator is not None and self.discriminator_optimizer is not None:
-            state["discriminator"] = networks.plain_discriminator.state_dict()
-            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        if networks.plain_critic is not None and self.critic_optimizer is not None:
+            state["critic"] = networks.plain_critic.state_dict()
+            state["critic_optimizer"] = self.critic_optimizer.state_dict()
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -96,9 +119,9 @@ class PhaseTrainer:
         networks = self.networks
         networks.plain_student.motion_module.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if networks.plain_discriminator is not None and self.discriminator_optimizer is not None:
-            networks.plain_discriminator.load_state_dict(state["discriminator"])
-            self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if networks.plain_critic is not None and self.critic_optimizer is not None:
+            networks.plain_critic.load_state_dict(state["critic"])
+            self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         device = self._device
         self.average = {name: average.to(device) for name, average in state["average"].items()}
         self.saturated_iterations = state["saturated_iterations"]
@@ -147,10 +170,10 @@ class PhaseTrainer:
         return next(self.networks.plain_student.parameters()).device
 
 
-def batches_of(phase: Phase, iteration: int) -> range:
+def batches_of(stage: Stage, phase: Phase, iteration: int) -> range:
     """Return the numbers of the batches that an iteration consumes."""
-    first = iteration * phase.discriminator_steps
-    return range(first, first + phase.discriminator_steps)
+    count = stage.critic_of(phase).steps
+    return range(iteration * count, (iteration + 1) * count)
 
 
 def _adam(module: nn.Module, rate: float, stage: Stage, phase: Phase) -> torch.optim.Optimizer:

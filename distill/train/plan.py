@@ -26,7 +26,7 @@ from ..models.haar_vae import HaarVAE
 from ..models.headers import empty_unet
 from ..models.latent_size import check_size, pixels_per_latent
 from . import batches, memory_estimate
-from .config import Stage, TrainConfig
+from .config import Pool, Stage, TrainConfig
 from .discriminator import Discriminator, Encoder
 from .memory_estimate import GIB, Shapes
 
@@ -64,7 +64,7 @@ def list_missing_files(config: TrainConfig) -> list[str]:
     models = [motion_module_path(m) for m in (config.teacher, config.discriminator_motion_module)]
     models += [base_path(b) for b in (*config.bases, config.discriminator_base)]
     here = [str(p) for p in models if not p.exists()]
-    pools = [p.shards for p in config.pools.values() if not _is_here(p.shards)]
+    pools = [place for place, here in map(_place_of, config.pools.values()) if not here]
     return list(dict.fromkeys([*here, *pools]))
 
 
@@ -74,6 +74,9 @@ def estimate_memory(config: TrainConfig, stage: Stage, networks: EmptyNetworks) 
     motion = memory_estimate.count(networks.motion_module)
     weights = memory_estimate.frozen(networks.frozen + motion, dtype)
     weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
+    if stage.loss == "distribution":  # beside the stage's teacher the undistilled one, and the fake
+        weights += memory_estimate.frozen(motion, dtype)
+        weights += memory_estimate.trained(motion, averaged=False)
     activations = networks.student_activations
     if stage.loss == "adversarial":
         phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
@@ -147,12 +150,15 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
     slots_of_ranks = {frozenset(slot for slot, _ in share) for share in shares}
     networks = build_networks(config, max(slots_of_ranks, key=lambda slots: _frozen(config, slots)))
     check_size(config.width, config.height, networks.factor)
-    discriminator = memory_estimate.count(_discriminator(config, networks, conditional=True))
-    yield (
-        f"trained: {memory_estimate.count(networks.motion_module):,} parameters of the motion "
-        f"module, {discriminator:,} of the discriminator; frozen: at most {networks.frozen:,} a "
-        "process."
-    )
+    motion = memory_estimate.count(networks.motion_module)
+    told = [f"{motion:,} parameters of the motion module"]
+    losses = {stage.loss for stage in config.stages}
+    if "adversarial" in losses:
+        critic = memory_estimate.count(_discriminator(config, networks, conditional=True))
+        told.append(f"{critic:,} of the discriminator")
+    if "distribution" in losses:
+        told.append(f"{motion:,} of the fake motion module")
+    yield f"trained: {', '.join(told)}; frozen: at most {networks.frozen:,} a process."
     # by what they depend on, since a forward of shapes takes a second
     estimates: dict[object, float] = {}
     for stage in config.stages:
@@ -161,7 +167,7 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
         if costs not in estimates:
             estimates[costs] = estimate_memory(config, stage, networks)
         iterations = sum(p.iterations for p in stage.phases)
-        clips = sum(p.iterations * p.discriminator_steps for p in stage.phases)
+        clips = sum(p.iterations * stage.critic_of(p).steps for p in stage.phases)
         yield (
             f"  {stage.teacher_steps:>4} -> {stage.student_steps:<3} {stage.loss:<11} "
             f"{iterations:>6} steps, {clips * config.global_batch:>9,} clips, about "
@@ -173,6 +179,13 @@ def _missing(config: TrainConfig) -> Iterator[str]:
     missing = list_missing_files(config)
     yield "all files are present." if not missing else f"missing files ({len(missing)}):"
     yield from (f"  {file}" for file in missing)
+
+
+def _place_of(pool: Pool) -> tuple[str, bool]:
+    """Return where a pool lies, and whether it is there."""
+    if pool.shards is None:
+        return str(pool.prompts), pool.prompts is not None and pool.prompts.is_file()
+    return pool.shards, _is_here(pool.shards)
 
 
 def _is_here(shards: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.latent_pool import ClipPool
+from ..data.prompt_pool import PromptPool
 from ..engine import distributed
 from ..files.digest import digest
 from ..miniature.names import base_path, motion_module_path
@@ -28,7 +29,7 @@ class Setup:
     device: torch.device
     folder: RunFolder
     share: list[tuple[int, range]]
-    pools: dict[str, ClipPool]
+    pools: dict[str, ClipPool | PromptPool]
     bases: dict[int, BaseModel]
     discriminator_base: BaseModel
 

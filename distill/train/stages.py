@@ -5,9 +5,11 @@ stage's student being the next one's teacher. Works in each of torchrun's proces
 """
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -68,7 +70,7 @@ class StageTraining:
     """A stage while it is trained: its student within the base models, and the discriminator.
 
     bases: by slot; several slots may share a base model. discriminator: of the last phase that had
-    one, whose backbone the next one keeps.
+    one, whose backbone the next one keeps; fake: of the phase, where it has one.
     """
 
     setup: Setup
@@ -76,6 +78,7 @@ class StageTraining:
     student: MotionModule
     bases: dict[int, MovingBase]
     discriminator: Discriminator | None = None
+    fake: Student | None = None
 
     @property
     def stage(self) -> Stage:
@@ -92,8 +95,9 @@ class StageTraining:
 
         That phase's checkpoint holds what this one left, but its D' is built on this one's D.
         """
-        phase = self.stage.phases[place.phase]
-        if self.stage.loss_of(phase) == "adversarial":
+        loss = self.stage.loss_of(self.stage.phases[place.phase])
+        self.fake = self.make_fake() if loss == "distribution" else None
+        if loss == "adversarial":
             self.discriminator = make_discriminator(self.setup, place, self.discriminator)
         newest = self.setup.folder.newest()
         if newest is not None and newest.in_phase > place.in_phase:
@@ -108,23 +112,38 @@ class StageTraining:
         config, device = self.setup.config, self.setup.device
         phase = self.stage.phases[place.phase]
         file = checks.teacher_file(config, self.number, self.stage.teacher_steps_of(phase))
-        teacher = checkpoint.load(file).build(dtype=frozen_dtype(config)).to(device)
+        teacher, real = (self._frozen(f) for f in (file, motion_module_path(config.teacher)))
         student, discriminator = Student(self.student, self.bases), self.discriminator
         return Networks(
             stage=self.stage,
             phase=phase,
             bases=self.bases,
             teacher=teacher,
+            real=real,
             plain_student=student,
             student=distributed.wrap(student, device),
             plain_discriminator=discriminator,
             discriminator=discriminator and distributed.wrap(discriminator, device),
+            plain_fake=self.fake,
+            fake=self.fake and distributed.wrap(self.fake, device),
             text_base=self.setup.discriminator_base,
             base_index={slot: config.base_index(slot) for slot in self.bases},
             autocast=functools.partial(
                 torch.autocast, device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"
             ),
         )
+
+    def make_fake(self) -> Student:
+        """Return a fresh fake, trainable: the student as it is now, or the undistilled teacher."""
+        module = copy.deepcopy(self.student)
+        if self.stage.fake_start == "teacher":
+            teacher = checkpoint.load(motion_module_path(self.setup.config.teacher))
+            module.load_state_dict(teacher.build(dtype=torch.float32).state_dict())
+        return Student(module.requires_grad_(True), self.bases)
+
+    def _frozen(self, file: Path) -> MotionModule:
+        module = checkpoint.load(file).build(dtype=frozen_dtype(self.setup.config))
+        return module.to(self.setup.device)
 
     def finish_phase(self, place: Place, trainer: PhaseTrainer) -> None:
         """Average the student where the next phase has another loss, and at the stage's end."""

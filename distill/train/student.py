@@ -23,7 +23,7 @@ class MovingBase:
 
     def __init__(self, base: BaseModel, student: MotionModule) -> None:
         self.base = base
-        self._student = student
+        self._module = student  # that is in the base now
         self._injection = inject(base.unet, student)
 
     def encode(self, captions: Sequence[str]) -> Tensor:
@@ -54,13 +54,15 @@ class MovingBase:
         return guidance.predict_guided(self.predict_eps, x, t, text, negative, cfg)
 
     @contextlib.contextmanager
-    def moved_by(self, teacher: MotionModule) -> Iterator[None]:
-        """Let a teacher move the base in the student's place for a while."""
-        self._injection.replace(teacher)
+    def moved_by(self, module: MotionModule) -> Iterator[None]:
+        """Let another motion module move the base for a while, such as a teacher."""
+        before, self._module = self._module, module
+        self._injection.replace(module)
         try:
             yield
         finally:
-            self._injection.replace(self._student)
+            self._module = before
+            self._injection.replace(before)
 
     def close(self) -> None:
         """Leave the base model as it was."""
@@ -68,7 +70,10 @@ class MovingBase:
 
 
 class Student(nn.Module):
-    """The motion module that is trained; its forward runs whichever base a clip belongs to."""
+    """A motion module that is trained; its forward runs whichever base a clip belongs to.
+
+    The base must hold that motion module: the student at most times, the fake while it learns.
+    """
 
     def __init__(self, motion_module: MotionModule, bases: Mapping[int, MovingBase]) -> None:
         super().__init__()

@@ -51,6 +51,26 @@ def points(start: Fraction, student_steps: int, teacher_steps: int) -> list[Frac
     return [max(start - k * stride, CLEAN_POSITION) for k in range(moves + 1)]
 
 
+def walk(end: Fraction, steps: int) -> list[Fraction]:
+    """Return the points from T down to one of a grid's points, which repeats once it is reached.
+
+    All have as many points, so that clips that end at different points walk together.
+    """
+    stride = Fraction(_T, steps)
+    return [max(_T - k * stride, end) for k in range(steps)]
+
+
+def noise_range(stage: Stage, position: Fraction) -> tuple[int, int]:
+    """Return the lowest and highest timestep, 0-based, that distribution.py noises a landing to.
+
+    position: where the step starts, which is the highest.
+    """
+    landing = points(position, stage.student_steps, stage.student_steps)[-1]
+    above = stage.noise_above if landing > 0 else stage.noise_floor
+    highest = timestep(position)
+    return min(timestep(landing) + above, highest), highest
+
+
 def follow(
     predict_eps: PredictEps, x_t: Tensor, positions: Sequence[Sequence[Fraction]]
 ) -> tuple[Tensor, Tensor]:
