@@ -294,8 +294,8 @@ def main():
     text = [
         "# The paper's claims on the miniature",
         "",
-        f"Written by `benchmarks/miniature_claims.py`: {options.n} test captions a cell, whose",
-        "captions and whose bases neon and wood no choice of a recipe has seen (`split.py`).",
+        f"Written by `benchmarks/miniature_claims.py`: {options.n} clips a cell, of the captions",
+        "of the split's test part, to which the bases neon and wood belong, too (`split.py`).",
         "",
         "- frechet: Frechet distance in the probe's features to the teacher",
         f"  ({TEACHER_STEPS} Euler steps, cfg {CFG:g}) under other seeds; floor: the teacher's own",

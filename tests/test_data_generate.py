@@ -100,7 +100,8 @@ def test_flipped_latents_are_those_of_the_flipped_frames(undisturbed):
     assert pool.can_flip
     plain, mirrored = (pool.read(ClipRef(0, 2)).oriented(flip) for flip in (False, True))
     assert mirrored[1] == "a teal mouse running left"
-    assert torch.equal(vae.decode(mirrored[0]).sample, vae.decode(plain[0]).sample.flip(-1))
+    images, wanted = vae.decode(mirrored[0]).sample, vae.decode(plain[0]).sample.flip(-1)
+    torch.testing.assert_close(images, wanted, rtol=0, atol=2e-3)  # latents are kept in float16
     assert not torch.equal(mirrored[0], plain[0].flip(-1))
 
 

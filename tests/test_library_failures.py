@@ -79,6 +79,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ),
     ("distill.data.video_shards", "_caption", "json.loads"): ("json:loads", "caption", False),
     ("distill.engine.loop", "_resume", "torch.load"): ("torch:load", "resume", True),
+    ("distill.engine.loop", "training_minutes", "torch.load"): ("torch:load", "minutes", True),
     ("distill.evaluate.fvd", "_read", "np.load"): ("numpy:load", "features", True),
     ("distill.evaluate.i3d_weights", "_read", "tarfile.is_tarfile"): (
         "tarfile:is_tarfile",
@@ -90,10 +91,16 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ("distill.files.claim", "read_record", "json.loads"): ("json:loads", "claim", False),
     ("distill.files.clip_writer", "_write_mp4", "av.open"): ("av:open", "miniature", False),
     ("distill.miniature.build", "_read_report", "json.loads"): ("json:loads", "report", True),
-    ("distill.miniature.card", "_gates", "json.loads"): ("json:loads", "card", True),
+    ("distill.miniature.card", "_read", "json.loads"): ("json:loads", "card", True),
     ("distill.miniature.probe", "load_probe", "load_file"): (".:load_file", "probe", False),
     ("distill.miniature.sample", "__init__", "csv.DictReader"): ("csv:DictReader", "table", True),
     ("distill.miniature.shipped", "_assemble", "load_file"): (".:load_file", "miniature", False),
+    ("distill.miniature.shipped", "_assemble", "json.loads"): ("json:loads", "miniature", False),
+    ("distill.miniature.shipped", "_assemble", "HaarVAE.from_config"): (
+        ".:HaarVAE.from_config",
+        "miniature",
+        False,
+    ),
     ("distill.models.base_model", "_load_vae", "json.loads"): ("json:loads", "folder", True),
     ("distill.models.base_model", "_load_vae", "HaarVAE.from_config"): (
         ".:HaarVAE.from_config",
@@ -299,6 +306,9 @@ def function(name: str, tmp: Path, models, out: Path) -> Callable[[], object]:
         "captions": lambda: ours("distill.data.video_folder")._read_table(tmp / "a.csv"),
         "caption": lambda: ours("distill.data.video_shards")._caption(b"{}", "json"),
         "resume": lambda: loop._resume(tmp / "a.pt", {}, {}, None, None),
+        "minutes": lambda: loop.training_minutes(
+            (tmp / "a.pt").rename(tmp / loop.CHECKPOINT).parent
+        ),
         "features": lambda: ours("distill.evaluate.fvd")._read(tmp / "a.npz"),
         "i3d": lambda: ours("distill.evaluate.i3d_weights")._read(tmp / "p/plain/clips-000000.tar"),
         "claim": lambda: ours("distill.files.claim")._is_claimed(

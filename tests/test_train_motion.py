@@ -45,7 +45,7 @@ def files(tmp_path_factory):
     torch.manual_seed(0)
     unet, text_encoder = models.build_unet(), models.build_text_encoder()
     for kind in ("v_prediction", "epsilon"):
-        models.write_base(folder / kind, unet, text_encoder)
+        models.write_base(folder / kind, unet, text_encoder, models.build_vae())
         config = folder / kind / "scheduler" / "scheduler_config.json"
         config.write_text(config.read_text().replace("v_prediction", kind))
     module = models.build_motion_module(unet).initialise()

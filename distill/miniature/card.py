@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -124,7 +125,7 @@ def _training(recipe: Recipe, minutes: dict[str, float]) -> Iterable[str]:
 
 def _minutes(file: Path) -> dict[str, float]:
     """Return the minutes of each stage; those of a build by an older version are not recorded."""
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return _read(file) if file.is_file() else {}
 
 
 def _distilled(students: Sequence[MotionCheckpoint]) -> str:
@@ -140,15 +141,18 @@ def _distilled(students: Sequence[MotionCheckpoint]) -> str:
 
 def _gates(folder: Path) -> Iterable[str]:
     for report in sorted(folder.glob("*.json")):
-        with one_sentence(str(report), "delete it, and build again"):
-            checks = json.loads(report.read_text())
-        for check in checks:
+        for check in _read(report):
             sign = "at most" if check["at_most"] else "at least"
             verdict = "" if check["passed"] else " (**not reached**)"
             yield (
                 f"| {report.stem} | {check['what']} | {check['value']:.3f} | "
                 f"{sign} {check['bound']}{verdict} |"
             )
+
+
+def _read(file: Path) -> Any:
+    with one_sentence(str(file), "delete it, and build again"):
+        return json.loads(file.read_text())
 
 
 def _count(module: nn.Module) -> int:
