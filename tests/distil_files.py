@@ -61,6 +61,16 @@ renoise_weights = [5, 1, 1, 1]
 """
 
 
+def copied(module):
+    """Return a module's weights as they are now."""
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(a, b):
+    """Tell whether two sets of tensors are equal to the bit."""
+    return a.keys() == b.keys() and all(torch.equal(t, b[k]) for k, t in a.items())
+
+
 def write_pools(folder: Path) -> Path:
     """Write a pool of clips for each of two styles, in both orientations."""
     base = load_base(shipped.base())

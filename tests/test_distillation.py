@@ -23,6 +23,7 @@ from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
 from . import distil_files
+from .distil_files import copied, same
 from .processes import FORK, together
 
 pytestmark = pytest.mark.slow
@@ -63,10 +64,6 @@ def cut_back(folder, place):
     for file in (folder / "checkpoints").glob("*.pt"):
         if file.stem > place:
             file.unlink()
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(t, b[k]) for k, t in a.items())
 
 
 # ---- one run -------------------------------------------------------------------------------------
@@ -203,10 +200,6 @@ class Stage:
                 for k, v in copied(part).items()
             },
         }
-
-
-def copied(module):
-    return {k: v.clone() for k, v in module.state_dict().items()}
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from animatediff_lightning.samplers import prediction, schedule
 from safetensors.torch import load_file
 
 from . import distil_files
+from .distil_files import copied, same
 from .processes import together
 
 CPU = torch.device("cpu")
@@ -76,14 +77,6 @@ def undisturbed(clips, tmp_path_factory):
 def curve(folder):
     with (folder / "curves.csv").open() as source:
         return [{k: r[k] for k in ("phase", "iteration", *FIGURES)} for r in csv.DictReader(source)]
-
-
-def copied(module):
-    return {k: v.clone() for k, v in module.state_dict().items()}
-
-
-def same(a, b):
-    return all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ---- the score ---------------------------------------------------------------------------------

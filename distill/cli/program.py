@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _collect_garbage_seldom() -> None:
-    """Spare a third of the time that a short command takes.
+    """Spare a quarter of the time that a short command takes.
 
     The libraries make a million lasting objects when they are imported; Python would look through
     them again and again meanwhile, and once more at the exit.

@@ -80,13 +80,13 @@ class ClipPool:
         if not full.any():
             raise ValueError(self._too_few(size))
         epoch, within = divmod(number, int(full.sum()))
-        order = _generator(*seed, epoch).permutation(len(full))
+        order = seeded(*seed, epoch).permutation(len(full))
         ends = np.cumsum(full[order])
         place = int(np.searchsorted(ends, within, side="right"))
         shard = int(order[place])
         first = (within - int(ends[place] - full[shard])) * size
         # the stream number keeps the clips' order apart from the shards'
-        clips = _generator(*seed, epoch, 1 + shard).permutation(self._counts[shard])
+        clips = seeded(*seed, epoch, 1 + shard).permutation(self._counts[shard])
         return [ClipRef(shard, int(clip)) for clip in clips[first : first + size]]
 
     def read(self, ref: ClipRef) -> LatentClip:
@@ -105,5 +105,6 @@ class ClipPool:
         )
 
 
-def _generator(*entropy: int) -> np.random.Generator:
+def seeded(*entropy: int) -> np.random.Generator:
+    """Return random numbers that depend on whole numbers alone."""
     return np.random.default_rng(np.random.SeedSequence(entropy))

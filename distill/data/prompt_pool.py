@@ -6,13 +6,12 @@ It is read like a pool of clips (latent_pool.py), whose latents are all zero.
 import hashlib
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..sampling.request import read_prompts
 from . import mirrored_captions
-from .latent_pool import ClipRef
+from .latent_pool import ClipRef, seeded
 
 Shape = tuple[int, int, int, int]
 
@@ -56,12 +55,10 @@ class PromptPool:
 
         Every epoch has each caption once, in an order that is drawn from seed and epoch.
         """
-        found = []
-        for place in range(number * size, (number + 1) * size):
-            epoch, within = divmod(place, len(self._prompts))
-            order = np.random.default_rng(np.random.SeedSequence((*seed, epoch)))
-            found.append(ClipRef(0, int(order.permutation(len(self._prompts))[within])))
-        return found
+        count = len(self._prompts)
+        places = [divmod(place, count) for place in range(number * size, (number + 1) * size)]
+        orders = {epoch: seeded(*seed, epoch).permutation(count) for epoch, _ in places}
+        return [ClipRef(0, int(orders[epoch][within])) for epoch, within in places]
 
     def read(self, ref: ClipRef) -> PromptClip:
         """Return the caption at a place; any thread may."""

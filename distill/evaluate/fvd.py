@@ -130,6 +130,7 @@ class Bench:
         reference, shown = self.measure(base, name, teacher, 0)
         again, _ = self.measure(base, name, teacher, OTHER_SEEDS)
         truth = self._truth(name)
+        floor, floor_true = _distance(again, reference), _distance(*truth) if truth else ""
         sheet = [shown]
         for method in methods:
             features, shown = self.measure(base, name, method, 0)
@@ -143,9 +144,9 @@ class Bench:
                 "evaluations": method.evaluations,
                 "n": len(features),
                 "fvd": _distance(again, features),
-                "floor": _distance(again, reference),
+                "floor": floor,
                 "fvd_true": _distance(truth[0], features) if truth else "",
-                "floor_true": _distance(*truth) if truth else "",
+                "floor_true": floor_true,
                 "trajectory": _distance(reference, features),
             }
         draw_comparison(self.request.out / f"{_short(name)}.png", sheet)

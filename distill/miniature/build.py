@@ -24,9 +24,9 @@ from ..files import clip_writer
 from ..library_errors import one_sentence
 from ..models.base_model import BaseModel, Vae, load_base, quiet_libraries
 from ..models.latents import to_frames
-from . import card, gates, metrics, models, sample, stages, styles
+from . import gates, metrics, models, sample, stages, styles
 from .gates import Check
-from .recipe import RECIPES, Recipe
+from .recipe import MOTION_STAGE, RECIPES, Recipe
 
 logger = logging.getLogger(__name__)
 MOTION_FILE = "motion_module.safetensors"
@@ -141,7 +141,7 @@ def _motion(folders: Folders, recipe: Recipe) -> None:
         base, module, styles.F0, recipe.motion, recipe.seed + 101
     )
     weights = stages.trainable(motion=module)
-    work = folders.work(card.MOTION_STAGE)
+    work = folders.work(MOTION_STAGE)
     loop.train_weights("motion module", weights, loss, recipe.motion.loop, work)
     injection.eject()
     if distributed.rank() == 0:

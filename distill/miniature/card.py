@@ -10,7 +10,7 @@ from torch import nn
 from ...motion_module.checkpoint import MotionCheckpoint
 from ..library_errors import one_sentence
 from . import models, probe, split, styles, world
-from .recipe import Recipe, Stage
+from .recipe import MOTION_STAGE, Recipe, Stage
 
 _TEXT = """# The miniature: model card
 
@@ -71,7 +71,6 @@ _STUDENTS = """## Distilled
 
 
 MINUTES = "minutes.json"  # of training, by stage
-MOTION_STAGE = "motion"
 
 
 def format_card(

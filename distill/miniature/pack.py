@@ -17,7 +17,7 @@ from ..models.base_model import load_base
 from ..models.student_files import load_student, students
 from . import card, shipped, styles
 from .build import Folders, teacher_cfg
-from .recipe import RECIPES
+from .recipe import MOTION_STAGE, RECIPES
 
 
 def pack_build(
@@ -36,7 +36,7 @@ def pack_build(
             with atomic_path(target / shipped.VAE_CONFIG) as temporary:
                 temporary.write_text(made.vae.to_json_string())
     minutes = {}
-    for stage in (*names, card.MOTION_STAGE):
+    for stage in (*names, MOTION_STAGE):
         took = training_minutes(folders.work(stage))
         if took is not None:
             minutes[stage] = round(took, 1)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from ..engine.loop import LoopOptions
 from .styles import STYLES
 
+MOTION_STAGE = "motion"  # the bases' stages are called like their styles
+
 
 @dataclass(frozen=True)
 class Stage:

@@ -62,7 +62,7 @@ def decode_frames(base: BaseModel, latents: Tensor, at_once: int = FRAMES_AT_ONC
 
 
 def _decoded(base: BaseModel, latents: Tensor, at_once: int) -> Iterator[Tensor]:
+    scale, shift = (x.to(latents.device) for x in (base.latent_scale, base.latent_shift))
     for chunk in latents.split(at_once):
-        scale, shift = (x.to(chunk.device) for x in (base.latent_scale, base.latent_shift))
         z = chunk / scale + shift
         yield base.vae.decode(z.to(base.device, base.vae.dtype)).sample.float()

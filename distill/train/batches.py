@@ -20,6 +20,7 @@ from . import trajectory
 from .config import Phase, Stage, TrainConfig
 from .run_folder import Place
 
+Pools = dict[str, ClipPool | PromptPool]
 _CHOICE, _NOISE = 0, 1  # streams of random numbers
 
 
@@ -96,9 +97,7 @@ def share_out(config: TrainConfig, rank: int, world_size: int) -> list[tuple[int
     ]
 
 
-def choose_clips(
-    config: TrainConfig, pools: dict[str, ClipPool | PromptPool], place: Place, slot: int
-) -> Sequence[ClipRef]:
+def choose_clips(config: TrainConfig, pools: Pools, place: Place, slot: int) -> Sequence[ClipRef]:
     """Return the clips of a slot for a batch, all of one shape, one for each of its samples."""
     seed = (config.seed, place.stage, place.phase, slot)
     pool = pools[config.slots[slot].pool]
@@ -107,7 +106,7 @@ def choose_clips(
 
 def make_batch(
     config: TrainConfig,
-    pools: dict[str, ClipPool | PromptPool],
+    pools: Pools,
     place: Place,
     slot: int,
     samples: Sequence[int],
@@ -117,13 +116,13 @@ def make_batch(
     clips = choose_clips(config, pools, place, slot)
     stage = config.stages[place.stage]
     phase = stage.phases[place.phase]
+    walks = stage.loss_of(phase) == "distribution"
     x_t, noises, all_draws, captions = [], [], [], []
     for sample in samples:
         choice, noise = (_random(config.seed, place, slot, sample, s) for s in (_CHOICE, _NOISE))
         draws = draw_sample(stage, phase, table.flip and pool.can_flip, choice)
         x0, caption = pool.read(clips[sample]).oriented(draws.flip)
         eps, fresh = (torch.randn(x0.shape, generator=noise) for _ in range(2))
-        walks = stage.loss_of(phase) == "distribution"
         x_t.append(
             eps if walks else prediction.forward(x0, eps, trajectory.timestep(draws.position))
         )

@@ -16,10 +16,9 @@ from ..models.headers import check_configs, check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
 from ..models.tokenizer import load_tokenizer
 from . import batches
+from .batches import Pools
 from .config import ConfigError, TrainConfig
 from .run_folder import RunFolder
-
-Pools = dict[str, ClipPool | PromptPool]
 
 
 def check(config: TrainConfig, world_size: int) -> Pools:

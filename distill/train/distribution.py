@@ -14,7 +14,7 @@ eps_fake = sigma_tau / b * noise, so the fake minimises |b / sigma_tau * eps_fak
 import torch
 from torch import Tensor
 
-from ...samplers import guidance, prediction, schedule
+from ...samplers import guidance, schedule
 from . import trajectory
 from .batches import Batch
 from .discriminator import State
@@ -50,6 +50,7 @@ def distribution_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Fig
         landing = land(networks, batch, start, eps)
         x, tau = trajectory.renoise(*landing, batch.renoise, batch.noise)
         assert networks.plain_fake is not None, "a distribution phase has one"
+        assert networks.real is not None, "a distribution phase has one"
         with base.moved_by(networks.plain_fake.motion_module):
             of_fake = base.predict_eps(x, tau, text)
         with base.moved_by(networks.real):
@@ -78,11 +79,9 @@ def walk(networks: Networks, batch: Batch, text: Tensor) -> State:
 
 def land(networks: Networks, batch: Batch, start: State, eps: Tensor) -> State:
     """Return where the step of each clip lands, and those timesteps."""
-    x, t = start
     steps = networks.stage.student_steps
-    ends = trajectory.timesteps([trajectory.points(p, steps, steps)[-1] for p in batch.positions])
-    ends = ends.to(x.device)
-    return prediction.move(x, eps, t, ends), ends
+    points = [trajectory.points(p, steps, steps) for p in batch.positions]
+    return trajectory.follow(lambda _x, _t: eps, start[0], points)
 
 
 def score_error(eps: Tensor, landed: Tensor, tau: Tensor, noise: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Networks:
     DDP may wrap `student`, `discriminator` and `fake`; the plain ones are never wrapped. Where no
     loss asks for a discriminator, or a fake, both are None.
 
-    real: the undistilled motion module, whose guided score the fake's is compared with;
+    real: the undistilled motion module, whose guided score the fake's is compared with, or None;
     bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
     D's backbone was trained with); base_index: by slot, as D counts them.
     """
@@ -42,7 +42,7 @@ class Networks:
     phase: Phase
     bases: dict[int, MovingBase]
     teacher: MotionModule
-    real: MotionModule
+    real: MotionModule | None
     plain_student: Student
     student: nn.Module
     plain_discriminator: Discriminator | None

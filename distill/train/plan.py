@@ -109,7 +109,7 @@ def build_networks(config: TrainConfig, slots: Collection[int]) -> EmptyNetworks
         config.gradient_checkpointing,
     )
     return EmptyNetworks(
-        _unet(_local_path(first)).requires_grad_(False),
+        _unet(_local_path(first)),
         _motion_module(config.teacher),
         encoder,
         _frozen(config, slots),
@@ -220,10 +220,11 @@ def _local_path(base: str) -> Path | None:
 
 @functools.cache
 def _unet(base: Path | None) -> UNet2DConditionModel:
+    """Return a base model's UNet without weights, frozen: all that ask share it."""
     if base is not None:
-        return empty_unet(base)
+        return empty_unet(base).requires_grad_(False)
     with torch.device("meta"):
-        return UNet2DConditionModel.from_config(sd15_config.UNET)
+        return UNet2DConditionModel.from_config(sd15_config.UNET).requires_grad_(False)
 
 
 def _motion_module(name: str) -> MotionModule:

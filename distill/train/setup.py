@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..data.latent_pool import ClipPool
-from ..data.prompt_pool import PromptPool
 from ..engine import distributed
 from ..files.digest import digest
 from ..miniature.names import base_path, motion_module_path
@@ -29,7 +27,7 @@ class Setup:
     device: torch.device
     folder: RunFolder
     share: list[tuple[int, range]]
-    pools: dict[str, ClipPool | PromptPool]
+    pools: batches.Pools
     bases: dict[int, BaseModel]
     discriminator_base: BaseModel
 

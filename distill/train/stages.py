@@ -112,7 +112,10 @@ class StageTraining:
         config, device = self.setup.config, self.setup.device
         phase = self.stage.phases[place.phase]
         file = checks.teacher_file(config, self.number, self.stage.teacher_steps_of(phase))
-        teacher, real = (self._frozen(f) for f in (file, motion_module_path(config.teacher)))
+        teacher, undistilled = self._frozen(file), motion_module_path(config.teacher)
+        real = None
+        if self.fake is not None:
+            real = teacher if file == undistilled else self._frozen(undistilled)
         student, discriminator = Student(self.student, self.bases), self.discriminator
         return Networks(
             stage=self.stage,
