@@ -3,14 +3,17 @@
 import csv
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.data import prompt_pool
 from animatediff_lightning.distill.engine import distributed
+from animatediff_lightning.distill.miniature.shipped import motion_module
 from animatediff_lightning.distill.train import (
     batches,
+    checks,
     distribution,
     iterate,
     setup,
@@ -21,6 +24,7 @@ from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train.phase import PhaseTrainer
 from animatediff_lightning.distill.train.run_folder import Place, RunFolder
 from animatediff_lightning.motion_module import checkpoint
+from animatediff_lightning.motion_module.module import MotionModule
 from animatediff_lightning.samplers import prediction, schedule
 from safetensors.torch import load_file
 
@@ -224,6 +228,24 @@ def test_guidance_of_the_real_score_moves_the_student(half):
     assert any(p.grad.any() for p in half.student.parameters())
 
 
+@pytest.mark.slow
+def test_the_share_of_mse_is_added_to_the_gradient(undisturbed):
+    """Measured where the fake repeats the real score, so that their difference says nothing."""
+    alone = Half(undisturbed[1], real_cfg=1.0, fake_start="teacher")
+    phase = alone.networks.phase
+    gradients = []
+    for weight in (1.0, 3.0):
+        alone.networks.phase = phase.model_copy(update={"mse_weight": weight})
+        figures = alone.learn_student()
+        gradients.append(torch.cat([p.grad.flatten() for p in alone.student.parameters()]))
+        for weights in alone.student.parameters():
+            weights.grad = None
+    alone.close()
+    assert figures["mse"] > 0
+    one, three = gradients
+    assert (3 * one - three).norm() <= 1e-4 * three.norm() > 0
+
+
 # ---- whole runs ----------------------------------------------------------------------------------
 
 
@@ -242,6 +264,36 @@ def test_a_run_leaves_a_student_that_tells_its_loss_and_a_curve(undisturbed):
     assert all(r["loss_fake"] for r in rows[2:])
     assert not rows[2]["loss_g"]  # the fake's head start
     assert all(r["error_of_fake"] and r["error_of_teacher"] for r in rows[3:])
+
+
+@pytest.mark.slow
+def test_a_student_may_start_as_a_distilled_one_and_its_real_score_stays_undistilled(
+    undisturbed, clips, tmp_path
+):
+    started = undisturbed[0] / "students" / "2step.safetensors"
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    file.write_text(file.read_text().replace("cfg = 2.5", f'cfg = 2.5\nstart = "{started}"'))
+    config = train_config.read_config(file)
+    with stages.start_stage(setup.load_setup(config, CPU, resume=True), 0) as training:
+        assert same(copied(training.student), load_file(started))
+        training.start_phase(Place(0, 1, 0))
+        assert same(copied(training.networks(Place(0, 1, 0)).real), load_file(motion_module()))
+
+
+def test_a_start_that_is_no_version_of_the_teacher_is_told(clips, tmp_path):
+    other = checkpoint.load(motion_module())
+    narrow = MotionModule(replace(other.config, max_frames=other.config.max_frames // 2))
+    checkpoint.save(narrow, tmp_path / "other.safetensors")
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    text = file.read_text().replace(
+        "cfg = 2.5", f'cfg = 2.5\nstart = "{tmp_path}/other.safetensors"'
+    )
+    file.write_text(text)
+    with pytest.raises(train_config.ConfigError, match="built unlike the teacher"):
+        checks.check(train_config.read_config(file), world_size=1)
+    file.write_text(text.replace("other.safetensors", "none.safetensors"))
+    with pytest.raises(train_config.ConfigError, match=r"none\.safetensors"):
+        checks.check(train_config.read_config(file), world_size=1)
 
 
 @pytest.mark.slow

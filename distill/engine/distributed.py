@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import os
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import distributed, nn
@@ -15,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 # the others wait while the first process writes a checkpoint or draws a contact sheet
 TIMEOUT = datetime.timedelta(hours=2)
 _alone = False
+T = TypeVar("T")
 
 
 def start(device: torch.device) -> None:
@@ -108,6 +110,15 @@ def mean(values: Iterable[float], device: torch.device) -> list[float]:
     shared = torch.tensor(list(values), dtype=torch.float64, device=device)
     distributed.all_reduce(shared)
     return (shared / world_size()).tolist()
+
+
+def gather(value: T) -> list[T]:
+    """Return every process's value, by rank; of tensors on the CPU, numbers and lists of them."""
+    if world_size() == 1:
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return [v for v in values if v is not None]
 
 
 def any_rank(flag: bool) -> bool:

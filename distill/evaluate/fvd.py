@@ -20,22 +20,21 @@ from ...motion_module.module import MotionModule
 from ..files import claim
 from ..files.digest import digest
 from ..library_errors import one_sentence
-from ..miniature import metrics, probe, world
+from ..miniature import world
 from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..miniature.sample import show
 from ..models.base_model import BaseModel, load_base, quiet_libraries
 from ..models.devices import choose_device, choose_dtype
 from ..models.headers import check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
-from ..models.latents import decode_frames, to_frames, to_images
+from ..models.latents import decode_frames
 from ..sampling.sample import generate_latents
-from . import frechet, i3d, i3d_weights
+from . import features, frechet
 from .fvd_report import SHOWN_FRAMES, TABLE, Row, draw_comparison, plot_distances, write_table
 from .fvd_request import RECORD, FvdRequest, SettledMethod
 
 OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
 _SHOWN_CLIPS = 2
-Features = Callable[[Tensor], Tensor]
 
 
 def measure_fvd(request: FvdRequest) -> str:
@@ -122,7 +121,7 @@ class Bench:
         self.request, self.prompts = request, prompts
         self._device = choose_device(request.device)
         self.dtype = choose_dtype(request.dtype, self._device)
-        self._features = _network(request, self._device)
+        self._features = features.network(None if request.uses_probe else request.i3d, self._device)
 
     def rows(self, name: str, methods: Sequence[SettledMethod]) -> Iterator[Row]:
         """Yield a row for each method on a base model, and draw its contact sheet."""
@@ -133,7 +132,7 @@ class Bench:
         floor, floor_true = _distance(again, reference), _distance(*truth) if truth else ""
         sheet = [shown]
         for method in methods:
-            features, shown = self.measure(base, name, method, 0)
+            found, shown = self.measure(base, name, method, 0)
             sheet.append(shown)
             yield {
                 "base": _short(name),
@@ -142,12 +141,12 @@ class Bench:
                 "steps": method.steps,
                 "cfg": f"{method.cfg:g}",
                 "evaluations": method.evaluations,
-                "n": len(features),
-                "fvd": _distance(again, features),
+                "n": len(found),
+                "fvd": _distance(again, found),
                 "floor": floor,
-                "fvd_true": _distance(truth[0], features) if truth else "",
+                "fvd_true": _distance(truth[0], found) if truth else "",
                 "floor_true": floor_true,
-                "trajectory": _distance(reference, features),
+                "trajectory": _distance(reference, found),
             }
         draw_comparison(self.request.out / f"{_short(name)}.png", sheet)
 
@@ -156,12 +155,11 @@ class Bench:
         told = is_miniature(name) and all(map(world.tells_scene, self.prompts))
         if not told or self.request.frames != world.FRAMES:
             return []
-        device, found = self._device, []
-        for seed in (self.request.seed, self.request.seed + OTHER_SEEDS):
-            clips = to_frames(metrics.other_true_clips(self.prompts, _short(name), seed))
-            few = clips.split(self.request.at_once)
-            found.append(torch.cat([self._features(c.to(device)).cpu() for c in few]))
-        return found
+        style, at_once, seed = _short(name), self.request.at_once, self.request.seed
+        return [
+            features.of_true_clips(self._features, self.prompts, style, s, at_once, self._device)
+            for s in (seed, seed + OTHER_SEEDS)
+        ]
 
     def measure(
         self, base: "_Lazy", name: str, method: SettledMethod, shift: int
@@ -172,9 +170,9 @@ class Bench:
         folder = f"{_short(name)}-{_digest(base_path(name))}"
         module_digest = _digest(motion_module_path(method.motion_module))
         file = self.request.out / "features" / folder / f"{label}-{module_digest}.npz"
-        features, shown = _read(file)
-        if len(features) == len(self.prompts):
-            return torch.from_numpy(features), shown
+        kept, shown = _read(file)
+        if len(kept) == len(self.prompts):
+            return torch.from_numpy(kept), shown
         loaded = base()
         module = self._module(method)
         step = self.request.at_once
@@ -182,22 +180,22 @@ class Bench:
             total=len(self.prompts),
             desc=f"{_short(name)}, {label}",
             unit="clip",
-            initial=len(features),
+            initial=len(kept),
             disable=None,
             leave=False,
         )
         with bar:
-            for first in range(len(features), len(self.prompts), step):
+            for first in range(len(kept), len(self.prompts), step):
                 clips = self._clips(loaded, module, method, first, shift)
                 new = self._features(clips).cpu().numpy()
-                features = np.concatenate([features, new]) if len(features) else new
+                kept = np.concatenate([kept, new]) if len(kept) else new
                 room = max(0, _SHOWN_CLIPS - len(shown))
                 few = clips[:room, :: max(1, clips.shape[1] // SHOWN_FRAMES)].numpy()
                 shown = np.concatenate([shown, few]) if len(shown) else few
                 with atomic_path(file) as temporary:
-                    np.savez(temporary, features=features, shown=shown)
+                    np.savez(temporary, features=kept, shown=shown)
                 bar.update(len(clips))
-        return torch.from_numpy(features), shown
+        return torch.from_numpy(kept), shown
 
     def _clips(
         self, base: BaseModel, module: MotionModule, method: SettledMethod, first: int, shift: int
@@ -242,17 +240,6 @@ def _distance(a: Tensor, b: Tensor) -> str:
 @cache
 def _digest(path: Path) -> str:
     return digest(path)[:8]
-
-
-def _network(request: FvdRequest, device: torch.device) -> Features:
-    """Return what makes features (n, d) of uint8 clips (n, f, h, w, 3)."""
-    if request.uses_probe:
-        return lambda clips: probe.features(to_images(clips))
-    assert request.i3d is not None, "the request has checked it"
-    network = i3d.I3D().requires_grad_(False).eval()
-    network.load_state_dict(i3d_weights.load_weights(request.i3d))
-    network.to(device)
-    return lambda clips: i3d.logits(network, clips)
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:

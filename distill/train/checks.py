@@ -4,7 +4,7 @@ What only the config tells is checked where its keys stand (config.py); here are
 processes, the files, and how clips, motion modules and base models fit each other.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from ...motion_module import checkpoint
@@ -15,6 +15,7 @@ from ..miniature.names import base_path, motion_module_path
 from ..models.headers import check_configs, check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
 from ..models.tokenizer import load_tokenizer
+from ..sampling.request import read_prompts
 from . import batches
 from .batches import Pools
 from .config import ConfigError, TrainConfig
@@ -66,12 +67,13 @@ def problems_of_files(config: TrainConfig, pools: Pools) -> Iterator[str]:
     """Yield what is wrong with the motion modules and base models, and how the clips fit them."""
     channels: dict[str, int] = {}
     modules: dict[str, MotionCheckpoint] = {}
-    for name in dict.fromkeys([config.teacher, config.discriminator_motion_module]):
+    for name in config.motion_modules:
         module, problems = _attempt(lambda n=name: checkpoint.load(motion_module_path(n)))
         yield from problems
         if module is not None:
             modules[name] = module.without_tensors()
-    for name in dict.fromkeys([*config.bases, config.discriminator_base]):
+    yield from _problems_of_starts(config, modules)
+    for name in dict.fromkeys([*config.bases, config.discriminator_base, *config.unseen_bases]):
         unet, problems = _attempt(lambda n=name: empty_unet(base_path(n)))
         yield from problems
         if unet is None:
@@ -83,6 +85,7 @@ def problems_of_files(config: TrainConfig, pools: Pools) -> Iterator[str]:
             _, problems = _attempt(lambda m=module, u=unet: check_fit(m, u, config.frames))
             yield from problems
     yield from _problems_of_slots(config)
+    yield from _problems_of_validation(config)
     clips = max(1, config.clips_per_slot)
     for name, pool in pools.items():
         yield from _problems_of_shapes(config, name, pool, channels)
@@ -90,9 +93,25 @@ def problems_of_files(config: TrainConfig, pools: Pools) -> Iterator[str]:
         yield from problems
 
 
+def _problems_of_starts(
+    config: TrainConfig, modules: Mapping[str, MotionCheckpoint]
+) -> Iterator[str]:
+    """Yield which student would start as a motion module that is built unlike its teacher."""
+    teacher = modules.get(config.teacher)
+    for number, stage in enumerate(config.stages):
+        start = modules.get(str(stage.start))
+        if teacher is not None and start is not None and start.config != teacher.config:
+            yield (
+                f"stages.{number}.start names {stage.start}, which is built unlike the teacher; "
+                "start from a motion module that was distilled from it."
+            )
+
+
 def _modules_within(config: TrainConfig, base: str) -> set[str]:
     """Return the names of the motion modules that a base model must have places for."""
-    names = {config.teacher} if base in config.bases else set()
+    names = set()
+    if base in (*config.bases, *config.unseen_bases):
+        names = {config.teacher, *(str(s.start) for s in config.stages if s.start is not None)}
     if base == config.discriminator_base and any(s.loss == "adversarial" for s in config.stages):
         names.add(config.discriminator_motion_module)
     return names
@@ -115,6 +134,17 @@ def _problems_of_slots(config: TrainConfig) -> Iterator[str]:
     for folder in sorted({s.config for s in config.slots if s.config}):
         _, problems = _attempt(lambda f=folder: check_configs(f, "config in slots"))
         yield from problems
+
+
+def _problems_of_validation(config: TrainConfig) -> Iterator[str]:
+    table = config.validation
+    if table is None:
+        return
+    if table.prompts is not None:
+        _, problems = _attempt(lambda: read_prompts(table.prompts))
+        yield from problems
+    if table.i3d is not None and not table.i3d.is_file():
+        yield f"validation.i3d names {table.i3d}, which was not found; put the weights there."
 
 
 def _problems_of_shapes(

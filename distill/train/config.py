@@ -27,6 +27,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from ..miniature.names import is_miniature
+
 BUNDLED = Path(__file__).parent / "configs"
 # these change where a run lies and what it tells, never what comes out
 _NOT_IN_FINGERPRINT = {"out", "save_every", "keep", "sheet_every", "sheet_prompts"}
@@ -128,9 +130,11 @@ class Phase(_Table):
     too, else it is D'; teacher_steps: of a teacher that skips a level, None: the stage's;
     discriminator_steps: updates of D for one of the student [open: 1];
     discriminator_head_start: the first iterations, in which D alone learns [open: 0];
-    renoise_weights: relative frequency of each t*; fake_learning_rate: None: twice the student's;
-    fake_steps: updates of the fake motion module for one of the student (DMD2, arXiv 2405.14867,
-    has 5); fake_head_start: the first iterations, in which the fake alone learns [open].
+    renoise_weights: relative frequency of each t*; mse_weight: of the landings' MSE, which is added
+    to the loss of a student that follows a critic [open: 0]; fake_learning_rate: None: twice the
+    student's; fake_steps: updates of the fake motion module for one of the student (DMD2, arXiv
+    2405.14867, has 5); fake_head_start: the first iterations, in which the fake alone learns
+    [open].
     """
 
     iterations: Count
@@ -142,6 +146,7 @@ class Phase(_Table):
     discriminator_steps: Count = 1
     discriminator_head_start: Annotated[int, Field(ge=0)] = 0
     renoise_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    mse_weight: Annotated[float, Field(ge=0)] = 0.0
     fake_learning_rate: Rate | None = None
     fake_steps: Count = 2
     fake_head_start: Annotated[int, Field(ge=0)] = 0
@@ -153,6 +158,26 @@ class Phase(_Table):
                     f" has {self.iterations} iterations and a {key} of {getattr(self, key)}, so "
                     "the student would learn nothing; lower the head start."
                 )
+
+
+class ValidationTable(_Table):
+    """What a student is measured on while it trains: base models and captions that it never sees.
+
+    bases: as in slots; prompts: a text file with a caption in each line, None: those that the
+    miniature keeps for it; every: updates between two measurements; clips: for each base model;
+    steps, cfg: of the undistilled teacher, whose clips are compared with where no true clips are
+    known, None: the first stage's guidance; i3d: weights of the Kinetics I3D, None: the miniature's
+    probe; keep_best: whether the phase's result is the student that measured best, else the last.
+    """
+
+    bases: Annotated[tuple[str, ...], Field(min_length=1)]
+    every: Count
+    prompts: Path | None = None
+    clips: Annotated[int, Field(ge=2)] = 48
+    steps: Steps = 32
+    cfg: Annotated[float, Field(ge=0, le=30)] | None = None
+    i3d: Path | None = None
+    keep_best: bool = True
 
 
 class CriticPlan(NamedTuple):
@@ -175,11 +200,12 @@ def _given(table: BaseModel, keys: Sequence[str]) -> list[str]:
 class Stage(_Table):
     """teacher_steps -> student_steps by one loss; the student is the next stage's teacher.
 
-    cfg: guidance of the teacher; timesteps: 1 .. 1000 that the student trains on, None: its own
-    grid; renoise: t* that teacher's and student's results are noised to before D sees them;
-    betas: of Adam, None: (0.9, 0.999) for mse and (0, 0.99) for adversarial; ema: decay of the
-    averaged weights that are the result, 0: none [open]; clip: largest norm of a gradient, 0: any
-    [open]; no_caption: share of samples without their caption.
+    start: file of the motion module that the student starts as, such as a distilled one that is to
+    be trained further, None: its teacher; cfg: guidance of the teacher; timesteps: 1 .. 1000 that
+    the student trains on, None: its own grid; renoise: t* that teacher's and student's results are
+    noised to before D sees them; betas: of Adam, None: (0.9, 0.999) for mse and (0, 0.99) for
+    adversarial; ema: decay of the averaged weights that are the result, 0: none [open]; clip:
+    largest norm of a gradient, 0: any [open]; no_caption: share of samples without their caption.
 
     Of "distribution" (distribution.py) [all open]: real_cfg: guidance of the undistilled teacher,
     whose score is the real one, None: cfg; fake_start: what the fake motion module starts
@@ -192,6 +218,7 @@ class Stage(_Table):
     student_steps: Steps
     loss: Literal["mse", "adversarial", "consistency", "distribution"]
     phases: Annotated[tuple[Phase, ...], Field(min_length=1)]
+    start: Path | None = None
     cfg: Annotated[float, Field(ge=0, le=30)] = 1.0
     timesteps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
     renoise: tuple[Steps, ...] = ()
@@ -281,6 +308,8 @@ class Stage(_Table):
                 f" has {len(phase.renoise_weights)} renoise_weights for {len(self.renoise)} values "
                 "of renoise; give one for each."
             )
+        if phase.mse_weight and self.loss_of(phase) not in _OF_CRITIC:
+            yield " sets mse_weight, which needs a critic beside the MSE; remove it."
         for loss, keys in _OF_CRITIC.items():
             ignored = _given(phase, keys)
             if ignored and self.loss_of(phase) != loss:
@@ -296,7 +325,7 @@ class TrainConfig(_Table):
     what is trained stays float32; save_every: seconds between checkpoints, of which `keep` are
     kept; sheet_every: iterations between contact sheets of `sheet_prompts`, 0: none;
     collapse_after: iterations in a row that D may be right about every clip of a student that
-    learns.
+    learns; validation: None: none.
     """
 
     out: Path
@@ -305,6 +334,7 @@ class TrainConfig(_Table):
     slots: Annotated[tuple[Slot, ...], Field(min_length=1)]
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
     discriminator: DiscriminatorTable = DiscriminatorTable()
+    validation: ValidationTable | None = None
     global_batch: Count = 256
     clips_per_rank: Count = 1
     frames: Annotated[int, Field(ge=2)] = 16
@@ -331,6 +361,17 @@ class TrainConfig(_Table):
         """The distinct base models in their order: what D's base index counts."""
         return list(dict.fromkeys(slot.base for slot in self.slots))
 
+    @property
+    def motion_modules(self) -> list[str]:
+        """Every motion module's file, or "miniature", that the run reads: the teacher's first."""
+        starts = [str(stage.start) for stage in self.stages if stage.start is not None]
+        return list(dict.fromkeys([self.teacher, self.discriminator_motion_module, *starts]))
+
+    @property
+    def unseen_bases(self) -> tuple[str, ...]:
+        """The base models of the validation."""
+        return self.validation.bases if self.validation is not None else ()
+
     def base_index(self, slot: int) -> int:
         return self.bases.index(self.slots[slot].base)
 
@@ -343,12 +384,15 @@ class TrainConfig(_Table):
         """
         values = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
         values["collapse_after"] = type(self).model_fields["collapse_after"].default
+        if self.validation is None or not self.validation.keep_best:  # it changes no weight
+            del values["validation"]
         for pool in values["pools"].values():
             _leave_out_defaults(pool, Pool, ("prompts",))
         for stage in values["stages"]:
-            _leave_out_defaults(stage, Stage, _OF_STAGE["distribution"])
+            _leave_out_defaults(stage, Stage, ("start", *_OF_STAGE["distribution"]))
             for phase in stage["phases"]:
-                newer = ("discriminator_head_start", "loss", *_OF_CRITIC["distribution"])
+                newer = ("discriminator_head_start", "loss", "mse_weight")
+                newer += _OF_CRITIC["distribution"]
                 _leave_out_defaults(phase, Phase, newer)
         return values
 
@@ -382,6 +426,7 @@ class TrainConfig(_Table):
                 pools = ", ".join(self.pools) or "none"
                 yield f"slots name the pool {pool!r}, which is not in pools ({pools}); add it."
         yield from self._problems_of_prompts()
+        yield from self._problems_of_validation()
         for base in self.bases:
             options = {
                 (s.tokenizer, s.config, s.prediction_type) for s in self.slots if s.base == base
@@ -401,6 +446,24 @@ class TrainConfig(_Table):
                     f"pools.{name} has prompts and no clips, but {' and '.join(sorted(losses))} "
                     "needs clips; give it shards, or train by distribution alone."
                 )
+
+    def _problems_of_validation(self) -> Iterator[str]:
+        table = self.validation
+        if table is None:
+            return
+        for base in table.bases:
+            if base in self.bases:
+                yield (
+                    f"validation.bases names {base}, which a slot trains with; measure on a base "
+                    "model that no slot has."
+                )
+        missing = [k for k in ("prompts", "i3d") if getattr(table, k) is None]
+        others = [b for b in table.bases if not is_miniature(b)]
+        if others and missing:
+            yield (
+                f"validation.bases names {others[0]}, which is none of the miniature's; add "
+                f"{' and '.join(missing)} to validation."
+            )
 
     def _problems_of_teachers(self) -> Iterator[str]:
         made: list[int] = []

@@ -29,6 +29,7 @@ COLUMNS = (
     "norm_fake",
     "error_of_fake",
     "error_of_teacher",
+    "mse",
     "seconds",
     "peak_gib",
 )
@@ -65,6 +66,10 @@ class Curves:
         for name, value in values.items():
             self._board.add_scalar(name, value, self._count)
         self._count += 1
+
+    def add_scalar(self, name: str, value: float) -> None:
+        """Show a figure in tensorboard alone, at the iterations that are done."""
+        self._board.add_scalar(name, value, self._count)
 
     def picture(self, name: str, frames: np.ndarray) -> None:
         """Show a picture, uint8 (height, width, 3)."""

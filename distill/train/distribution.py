@@ -11,6 +11,8 @@ a^2 = alpha_bar_tau / alpha_bar_s and b^2 = 1 - a^2. Denoising score matching of
 eps_fake = sigma_tau / b * noise, so the fake minimises |b / sigma_tau * eps_fake - noise|^2.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from ...samplers import guidance, schedule
 from . import trajectory
 from .batches import Batch
 from .discriminator import State
-from .losses import Figures, Networks
+from .losses import Figures, Networks, weighted_mse
 
 
 def fake_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
@@ -38,35 +40,43 @@ def fake_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
 def distribution_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
     """Return a loss whose gradient moves x0 of the student from the fake's x0 to the teacher's.
 
-    Its figures tell how well the fake and the unguided teacher denoise what the student makes:
-    where they are equal, the fake says no more than the teacher does.
+    The phase's share of MSE between landings is added to it. Its figures tell how well the fake and
+    the unguided teacher denoise what the student makes: where they are equal, the fake says no more
+    than the teacher does.
     """
-    stage, base = networks.stage, networks.bases[batch.slot]
-    text = base.encode(batch.captions)
+    text = networks.bases[batch.slot].encode(batch.captions)
     start = walk(networks, batch, text)
     eps = networks.student(batch.slot, *start, text)
-    x0 = trajectory.to_clean(start[0], eps, start[1])
-    with torch.no_grad():
-        landing = land(networks, batch, start, eps)
-        x, tau = trajectory.renoise(*landing, batch.renoise, batch.noise)
-        assert networks.plain_fake is not None, "a distribution phase has one"
-        assert networks.real is not None, "a distribution phase has one"
-        with base.moved_by(networks.plain_fake.motion_module):
-            of_fake = base.predict_eps(x, tau, text)
-        with base.moved_by(networks.real):
-            of_teacher = base.predict_eps(x, tau, text)
-            guided = of_teacher
-            if stage.guidance_of_real != 1:
-                without = base.predict_eps(x, tau, base.encode([""] * len(text)))
-                guided = guidance.guide(of_teacher, without, stage.guidance_of_real)
-        x0_fake, x0_real = (trajectory.to_clean(x, e, tau) for e in (of_fake, guided))
-        far = (x0 - x0_real).abs().flatten(1).mean(1).clamp(min=stage.normaliser_floor)
-        gradient = (x0_fake - x0_real) / far.reshape(-1, *(1,) * (x0.ndim - 1))
-        figures = {
-            name: score_error(e, landing[1], tau, batch.noise).item()
-            for name, e in (("error_of_fake", of_fake), ("error_of_teacher", of_teacher))
-        }
-    return (x0 * gradient).mean(), figures
+    x0, landing = trajectory.to_clean(start[0], eps, start[1]), land(networks, batch, start, eps)
+    gradient, figures = distribution_gradient(networks, batch, text, x0.detach(), landing)
+    apart, more = weighted_mse(networks, replace(batch, x_t=start[0]), text, landing[0])
+    return (x0 * gradient).mean() + apart, figures | more
+
+
+@torch.no_grad()
+def distribution_gradient(
+    networks: Networks, batch: Batch, text: Tensor, x0: Tensor, landing: State
+) -> tuple[Tensor, Figures]:
+    """Return where x0 of the student must not go, shaped like it, and figures of both scores."""
+    stage, base = networks.stage, networks.bases[batch.slot]
+    assert networks.plain_fake is not None, "a distribution phase has one"
+    assert networks.real is not None, "a distribution phase has one"
+    x, tau = trajectory.renoise(*landing, batch.renoise, batch.noise)
+    with base.moved_by(networks.plain_fake.motion_module):
+        of_fake = base.predict_eps(x, tau, text)
+    with base.moved_by(networks.real):
+        of_teacher = base.predict_eps(x, tau, text)
+        guided = of_teacher
+        if stage.guidance_of_real != 1:
+            without = base.predict_eps(x, tau, base.encode([""] * len(text)))
+            guided = guidance.guide(of_teacher, without, stage.guidance_of_real)
+    x0_fake, x0_real = (trajectory.to_clean(x, e, tau) for e in (of_fake, guided))
+    far = (x0 - x0_real).abs().flatten(1).mean(1).clamp(min=stage.normaliser_floor)
+    figures = {
+        name: score_error(e, landing[1], tau, batch.noise).item()
+        for name, e in (("error_of_fake", of_fake), ("error_of_teacher", of_teacher))
+    }
+    return (x0_fake - x0_real) / far.reshape(-1, *(1,) * (x0.ndim - 1)), figures
 
 
 @torch.no_grad()

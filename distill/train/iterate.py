@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,13 +11,14 @@ from tqdm import tqdm
 from ..engine import distributed, gradient_checkpointing, loop
 from ..engine.peak_memory import peak_gib, reset_peak
 from ..engine.read_ahead import ReadAhead
-from . import batches, sheets
+from . import batches, sheets, validation
 from .batches import Batch
 from .curves import Curves
 from .losses import Figures, Networks
 from .phase import CollapsedError, PhaseTrainer, batches_of
 from .run_folder import Place
 from .setup import Setup
+from .validation import Record
 
 
 def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
@@ -36,6 +38,8 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
         loop.stop_signal() as signals,
         report,
     ):
+        if place.count == 0:
+            validate(setup, trainer, place, report)
         while place.count < phase.iterations:
             reset_peak(setup.device)
             began = time.monotonic()
@@ -49,6 +53,7 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
                 raise _with_checkpoint(error, setup, _next(place), trainer) from error
             report.add(place, figures | {"seconds": time.monotonic() - began})
             place = _next(place)
+            validate(setup, trainer, place, report)
             stop = distributed.any_rank(bool(signals))
             due = time.monotonic() - saved >= config.save_every
             if stop or due or place.count == phase.iterations:
@@ -59,6 +64,18 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
                 raise loop.Stopped
             report.draw_sheet(place)
     distributed.barrier()
+
+
+def validate(setup: Setup, trainer: PhaseTrainer, place: Place, report: "Report") -> None:
+    """Measure the student where it is due, and at the phase's start and end; none while D alone
+    learns."""
+    validator, phase = setup.validator, trainer.networks.phase
+    if validator is None:
+        return
+    updates = place.count - trainer.networks.stage.critic_of(phase).head_start
+    if place.count not in (0, phase.iterations) and (updates <= 0 or updates % validator.every):
+        return
+    report.add_validation(place, validation.validate(validator, trainer, place))
 
 
 class Report:
@@ -72,6 +89,7 @@ class Report:
         if networks.stage.loss_of(phase) == "adversarial":
             label += ", D" if phase.conditional else ", D'"
         self._curves = Curves(setup.folder.root, place) if self._first else None
+        self._record = Record(setup.folder.root, place) if self._first else None
         self._bar = tqdm(
             total=phase.iterations,
             initial=place.count,
@@ -99,6 +117,18 @@ class Report:
             }
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update()
+
+    def add_validation(self, place: Place, found: Mapping[str, validation.Figures]) -> None:
+        """Write and show what a student reached on each base model of the validation."""
+        if self._record is None or self._curves is None:
+            return
+        self._record.add(place, found)
+        for base, figures in found.items():
+            self._curves.add_scalar(f"{base}/frechet", figures.frechet)
+            for step, value in enumerate(figures.guidance, 1):
+                self._curves.add_scalar(f"{base}/guidance of step {step}", value)
+            for step, value in enumerate(figures.landing, 1):
+                self._curves.add_scalar(f"{base}/landing of step {step}", value)
 
     def draw_sheet(self, place: Place) -> None:
         """Draw and write a contact sheet where one is due."""

@@ -141,12 +141,25 @@ def discriminator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Fi
 
 
 def generator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
-    """Return L_G of where the student lands; D must be frozen."""
+    """Return L_G of where the student lands, with the phase's share of MSE; D must be frozen."""
     text = networks.bases[batch.slot].encode(batch.captions)
-    fake = move_student(networks, networks.student, batch, text)
-    fake = trajectory.renoise(*fake, batch.renoise, batch.noise)
+    landing = move_student(networks, networks.student, batch, text)
+    fake = trajectory.renoise(*landing, batch.renoise, batch.noise)
     (of_student,) = _logits(networks, networks.plain_discriminator, batch, [fake])
-    return generator(of_student), {}
+    apart, figures = weighted_mse(networks, batch, text, landing[0])
+    return generator(of_student) + apart, figures
+
+
+def weighted_mse(
+    networks: Networks, batch: Batch, text: Tensor, landing: Tensor
+) -> tuple[Tensor | float, Figures]:
+    """Return the phase's mse_weight times the distance of a landing from the teacher's."""
+    weight = networks.phase.mse_weight
+    if not weight:
+        return 0.0, {}
+    target, _ = follow_teacher(networks, batch, text)
+    apart = mse(landing, target)
+    return weight * apart, {"mse": apart.item()}
 
 
 @torch.no_grad()

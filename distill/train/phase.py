@@ -7,10 +7,12 @@ determines everything that follows.
 import contextlib
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ...motion_module.module import MotionModule
 from ..engine import distributed
 from ..engine.average import copy_average, start_average, update_average
 from .batches import Batch
@@ -44,11 +46,20 @@ class CollapsedError(ValueError):
     """A loss is no longer finite, or D has been right about every clip for too long."""
 
 
+class Best(NamedTuple):
+    """The student that measured best in a phase, after so many iterations."""
+
+    distance: float
+    iteration: int
+    weights: dict[str, Tensor]
+
+
 class PhaseTrainer:
     """Trains the student of a phase, and its critic where it has one: a discriminator or a fake.
 
-    average: of the student's weights, empty without ema; saturated_iterations: for how many
-    iterations in a row D was right about every clip, so that the student learned nothing.
+    average: of the student's weights, empty without ema; best: the student that measured best,
+    where that is kept; saturated_iterations: for how many iterations in a row D was right about
+    every clip, so that the student learned nothing.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -61,6 +72,7 @@ class PhaseTrainer:
             self.critic_optimizer = _adam(networks.plain_critic, rate, stage, phase)
         self._weights = dict(networks.plain_student.motion_module.named_parameters())
         self.average = start_average(self._weights) if stage.ema else {}
+        self.best: Best | None = None
         self.saturated_iterations = 0
 
     def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
@@ -94,9 +106,15 @@ class PhaseTrainer:
         self._count_saturation(figures)
         return figures
 
-    def use_average(self) -> None:
-        """Give the student the averaged weights, which are what it has learned by one loss."""
-        copy_average(self.average, self._weights)
+    def remember(self, distance: float, iteration: int, module: MotionModule) -> None:
+        """Keep a student that measured better than all before it."""
+        if self.best is None or distance < self.best.distance:
+            weights = {name: w.detach().clone() for name, w in module.named_parameters()}
+            self.best = Best(distance, iteration, weights)
+
+    def use_result(self) -> None:
+        """Give the student what it has learned by one loss: its average, or its best weights."""
+        copy_average(self.average if self.best is None else self.best.weights, self._weights)
 
     def state_dict(self) -> dict:
         """Return everything that a checkpoint must hold."""
@@ -105,6 +123,7 @@ class PhaseTrainer:
             "student": networks.plain_student.motion_module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average,
+            "best": self.best and self.best._asdict(),
             "saturated_iterations": self.saturated_iterations,
             "critic": None,
             "critic_optimizer": None,
@@ -123,7 +142,10 @@ class PhaseTrainer:
             networks.plain_critic.load_state_dict(state["critic"])
             self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         device = self._device
-        self.average = {name: average.to(device) for name, average in state["average"].items()}
+        self.average = _on(device, state["average"])
+        if state.get("best") is not None:  # checkpoints from before there was one lack it
+            best = Best(**state["best"])
+            self.best = best._replace(weights=_on(device, best.weights))
         self.saturated_iterations = state["saturated_iterations"]
 
     def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Figures:
@@ -174,6 +196,10 @@ def batches_of(stage: Stage, phase: Phase, iteration: int) -> range:
     """Return the numbers of the batches that an iteration consumes."""
     count = stage.critic_of(phase).steps
     return range(iteration * count, (iteration + 1) * count)
+
+
+def _on(device: torch.device, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: weight.to(device) for name, weight in weights.items()}
 
 
 def _adam(module: nn.Module, rate: float, stage: Stage, phase: Phase) -> torch.optim.Optimizer:

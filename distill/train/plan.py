@@ -61,8 +61,11 @@ def describe_plan(config: TrainConfig, world_size: int) -> str:
 
 def list_missing_files(config: TrainConfig) -> list[str]:
     """Return the models and pools of a config that are not here; URLs are not looked at."""
-    models = [motion_module_path(m) for m in (config.teacher, config.discriminator_motion_module)]
-    models += [base_path(b) for b in (*config.bases, config.discriminator_base)]
+    models = [motion_module_path(m) for m in config.motion_modules]
+    bases = (*config.bases, config.discriminator_base, *config.unseen_bases)
+    models += [base_path(b) for b in bases]
+    table = config.validation
+    models += [f for f in (table.prompts, table.i3d) if f is not None] if table else []
     here = [str(p) for p in models if not p.exists()]
     pools = [place for place, here in map(_place_of, config.pools.values()) if not here]
     return list(dict.fromkeys([*here, *pools]))
@@ -74,6 +77,9 @@ def estimate_memory(config: TrainConfig, stage: Stage, networks: EmptyNetworks) 
     motion = memory_estimate.count(networks.motion_module)
     weights = memory_estimate.frozen(networks.frozen + motion, dtype)
     weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
+    if config.validation is not None:  # beside the student the undistilled module, and the best one
+        weights += memory_estimate.frozen(motion, dtype)
+        weights += memory_estimate.frozen(motion, torch.float32) * config.validation.keep_best
     if stage.loss == "distribution":  # beside the stage's teacher the undistilled one, and the fake
         weights += memory_estimate.frozen(motion, dtype)
         weights += memory_estimate.trained(motion, averaged=False)
@@ -121,6 +127,7 @@ def build_networks(config: TrainConfig, slots: Collection[int]) -> EmptyNetworks
 def _frozen(config: TrainConfig, slots: Collection[int]) -> int:
     """Return the parameters of the base models of a process that holds some slots."""
     names = {*(config.slots[s].base for s in slots), config.discriminator_base}
+    names |= set(config.unseen_bases)
     return sum(_parameters(_local_path(name)) for name in names)
 
 

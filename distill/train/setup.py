@@ -13,6 +13,7 @@ from ..models.base_model import BaseModel, load_base
 from . import batches, checks
 from .config import TrainConfig
 from .run_folder import RunFolder
+from .validation import Validator
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Setup:
     """A process's share of the clips, its base models by slot, and the pools.
 
     share: (slot, samples of the slot), one a forward; discriminator_base: the base model that D
-    starts from and whose text encoder it hears.
+    starts from and whose text encoder it hears; validator: where the config asks for one.
     """
 
     config: TrainConfig
@@ -30,6 +31,7 @@ class Setup:
     pools: batches.Pools
     bases: dict[int, BaseModel]
     discriminator_base: BaseModel
+    validator: Validator | None
 
 
 def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup:
@@ -47,6 +49,7 @@ def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup
     slots = sorted({slot for slot, _ in share})
     bases = {slot: load_once(config.slots[slot].base) for slot in slots}
     discriminator_base = load_once(config.discriminator_base)
+    validator = Validator(config, device) if config.validation is not None else None
     distributed.barrier()  # nothing is written before every process has all that it needs
     clips = {name: pool.digest() for name, pool in pools.items()}
     _check_alike(config, clips)
@@ -54,7 +57,7 @@ def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup
         folder.claim(config, clips)
     distributed.barrier()
     _check_shared(folder)
-    return Setup(config, device, folder, share, pools, bases, discriminator_base)
+    return Setup(config, device, folder, share, pools, bases, discriminator_base, validator)
 
 
 def frozen_dtype(config: TrainConfig) -> torch.dtype:
@@ -78,8 +81,7 @@ def _check_alike(config: TrainConfig, clips: dict[str, str]) -> None:
     """Raise ValueError where processes differ in config, pools (by digest) or motion modules."""
     if distributed.world_size() == 1:  # a large file takes seconds to digest
         return
-    names = dict.fromkeys([config.teacher, config.discriminator_motion_module])
-    modules = [digest(motion_module_path(name)) for name in names]
+    modules = [digest(motion_module_path(name)) for name in config.motion_modules]
     if not distributed.agree((config.fingerprint(), clips, modules)):
         raise ValueError(
             "the processes have different configs, clips or motion modules; copy the same ones to "

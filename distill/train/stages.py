@@ -149,16 +149,23 @@ class StageTraining:
         return module.to(self.setup.device)
 
     def finish_phase(self, place: Place, trainer: PhaseTrainer) -> None:
-        """Average the student where the next phase has another loss, and at the stage's end."""
+        """Settle the student where the next phase has another loss, and at the stage's end."""
         phase, *following = self.stage.phases[place.phase : place.phase + 2]
         if all(self.stage.loss_of(f) != self.stage.loss_of(phase) for f in following):
-            trainer.use_average()
+            if trainer.best is not None and distributed.rank() == 0:
+                best = trainer.best
+                print(
+                    f"{self.stage.name}: kept the student of iteration {best.iteration}, which "
+                    f"measured best (distance {best.distance:.4g})."
+                )
+            trainer.use_result()
 
 
 @contextlib.contextmanager
 def start_stage(setup: Setup, number: int) -> Iterator[StageTraining]:
-    """Begin a stage at its teacher's weights, and leave the base models as they were."""
-    file = checks.teacher_file(setup.config, number, setup.config.stages[number].teacher_steps)
+    """Begin a stage at `start` or its teacher's weights, and leave the base models as they were."""
+    stage = setup.config.stages[number]
+    file = stage.start or checks.teacher_file(setup.config, number, stage.teacher_steps)
     student = checkpoint.load(file).build(dtype=torch.float32).to(setup.device)
     student.requires_grad_(True)
     by_unet = {id(b.unet): MovingBase(b, student) for b in setup.bases.values()}

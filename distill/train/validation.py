@@ -1,0 +1,256 @@
+"""How good a student is while it trains, on base models and captions that no slot trains with.
+
+Three figures for a base model: how far its clips are from true ones, or from the undistilled
+teacher's under other seeds (Frechet distance, as `evaluate fvd` has it); how much guidance each
+step has learned; and how far each step lands from where its teacher does. A student that drifts
+shows it here first: its training loss never sees another base model.
+"""
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...motion_module import checkpoint
+from ...motion_module.files import atomic_path
+from ...motion_module.module import MotionModule
+from ..engine import distributed
+from ..engine.average import copy_average
+from ..evaluate import features, frechet
+from ..library_errors import one_sentence
+from ..miniature import metrics
+from ..miniature.names import PREFIX, base_path, is_miniature, motion_module_path
+from ..models.base_model import load_base
+from ..models.latents import decode_frames
+from ..sampling.request import read_prompts
+from ..sampling.sample import generate_latents, initial_noise
+from ..sampling.settings import SamplingSettings
+from . import trajectory
+from .config import Stage, TrainConfig, ValidationTable
+from .losses import Networks
+from .phase import PhaseTrainer
+from .run_folder import Place
+from .student import MovingBase
+
+FILE = "validation.jsonl"
+OTHER_SEEDS = 1_000_000  # how far the seeds of the clips that are compared with are from the others
+_AT_ONCE = 8
+_WALKS = 8  # clips on which each step is looked at
+_CONSISTENCY_STEPS = 4  # its students have no step count of their own
+
+
+class Figures(NamedTuple):
+    """What a student reached on a base model.
+
+    frechet: distance of its clips; guidance: of each step, 1 for none and the teacher's cfg for
+    all of it: the projection of x0 on what guidance adds to the undistilled teacher's; landing: of
+    each step, root mean square of student's minus teacher's latents. Both are empty for a
+    consistency student.
+    """
+
+    frechet: float
+    guidance: list[float]
+    landing: list[float]
+
+
+class Validator:
+    """Measures students; its base models are loaded by every process, its clips shared out."""
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        assert config.validation is not None, "nothing asks for a validation"
+        self._config, self._table, self._device = config, config.validation, device
+        dtype = getattr(torch, config.dtype)
+        self._bases = {
+            name: load_base(base_path(name), device=device, dtype=dtype)
+            for name in self._table.bases
+        }
+        undistilled = checkpoint.load(motion_module_path(config.teacher))
+        self._undistilled = undistilled.build(dtype=dtype).to(device)
+        self._features = features.network(self._table.i3d, device)
+        self._captions = captions_of(self._table)
+        self._references = {name: self._reference(name) for name in self._bases}
+
+    @property
+    def every(self) -> int:
+        return self._table.every
+
+    @property
+    def keeps_best(self) -> bool:
+        return self._table.keep_best
+
+    @property
+    def cfg(self) -> float:
+        """The guidance of the undistilled teacher."""
+        return cfg_of(self._config)
+
+    def measure(self, networks: Networks, module: MotionModule) -> dict[str, Figures]:
+        """Return the figures of a student on each base model; every process must ask."""
+        with networks.autocast():
+            return {name: self._measure(name, networks, module) for name in self._bases}
+
+    def _measure(self, name: str, networks: Networks, module: MotionModule) -> Figures:
+        stage = networks.stage
+        clips = self._features_of(name, module, _settings(self._config, stage), first_seed=0)
+        distance = frechet.between(clips, self._references[name])
+        if stage.loss == "consistency":
+            return Figures(distance, [], [])
+        return Figures(distance, *self._along(name, networks, module))
+
+    def _reference(self, name: str) -> Tensor:
+        """Return features (n, d) of true clips, else of the undistilled teacher's."""
+        captions, n = self._captions, self._table.clips
+        if is_miniature(name) and self._table.i3d is None:
+            style = name.removeprefix(PREFIX)
+            return features.of_true_clips(
+                self._features, _cycled(captions, n), style, OTHER_SEEDS, _AT_ONCE, self._device
+            )
+        settings = _sized(self._config, steps=self._table.steps, cfg=self.cfg)
+        return self._features_of(name, self._undistilled, settings, OTHER_SEEDS)
+
+    def _features_of(
+        self, name: str, module: MotionModule, settings: SamplingSettings, first_seed: int
+    ) -> Tensor:
+        """Return features (n, d) of clips, of all processes; clip i has seed first + i."""
+        captions = _cycled(self._captions, self._table.clips)
+        base, found = self._bases[name], {}
+        for few in _batched(_mine(len(captions)), _AT_ONCE):
+            seeds = [first_seed + i for i in few]
+            latents = generate_latents(base, module, [captions[i] for i in few], seeds, settings)
+            clips = torch.stack([decode_frames(base, x0) for x0 in latents])
+            found |= dict(zip(few, self._features(clips).cpu(), strict=True))
+        every = {i: f for part in distributed.gather(found) for i, f in part.items()}
+        return torch.stack([every[i] for i in sorted(every)])
+
+    @torch.no_grad()
+    def _along(
+        self, name: str, networks: Networks, module: MotionModule
+    ) -> tuple[list[float], list[float]]:
+        """Return guidance and landing of each step, on the student's own walks."""
+        captions = _cycled(self._captions, min(_WALKS, self._table.clips))
+        steps = networks.stage.student_steps
+        sums = torch.zeros(4, steps, dtype=torch.float64)
+        moving = MovingBase(self._bases[name], module)
+        try:
+            for i in _mine(len(captions)):
+                sums += self._walk(moving, networks, captions[i], seed=i)
+        finally:
+            moving.close()
+        along, guided, apart, count = torch.stack(distributed.gather(sums)).sum(0)
+        return (1 + along / guided).tolist(), (apart / count).sqrt().tolist()
+
+    def _walk(self, moving: MovingBase, networks: Networks, caption: str, seed: int) -> Tensor:
+        """Return sums (4, steps) over a clip: <s, g>, <g, g>, squares of the landings, and count.
+
+        s is what the student's x0 has more than the unguided teacher's, g what guidance of 2 has.
+        """
+        stage = networks.stage
+        teacher_steps = stage.teacher_steps_of(networks.phase)
+        text, negative = moving.encode([caption]), moving.encode([""])
+        generator = torch.Generator().manual_seed(seed)
+        size = _sized(self._config, steps=stage.student_steps, cfg=1.0)
+        x = initial_noise(moving.base, size, generator).to(self._device)[None]
+        columns = []
+        for start in trajectory.walk(trajectory.CLEAN_POSITION, stage.student_steps):
+            t = trajectory.timesteps([start]).to(self._device)
+            eps = moving.predict_eps(x, t, text)
+            with moving.moved_by(self._undistilled):
+                told, untold = (moving.predict_eps(x, t, words) for words in (text, negative))
+            x0, x0_told, x0_untold = (trajectory.to_clean(x, e, t) for e in (eps, told, untold))
+            points = trajectory.points(start, stage.student_steps, teacher_steps)
+            with moving.moved_by(networks.teacher):
+                wanted, _ = trajectory.follow(
+                    lambda x, t: moving.predict_guided(x, t, text, negative, stage.cfg), x, [points]
+                )
+            own = trajectory.points(start, stage.student_steps, stage.student_steps)
+            x, _ = trajectory.follow(lambda _x, _t, eps=eps: eps, x, [own])
+            added, guidance = (x0 - x0_told).double(), (x0_told - x0_untold).double()
+            apart = (x - wanted).double().square().sum()
+            column = ((added * guidance).sum(), guidance.square().sum(), apart)
+            columns.append([*(c.item() for c in column), float(x.numel())])
+        return torch.tensor(columns, dtype=torch.float64).T
+
+
+class Record:
+    """The lines of validation.jsonl, one a measurement; used by the first process alone.
+
+    A run that goes on from a checkpoint drops the lines behind it and writes them again.
+    """
+
+    def __init__(self, folder: Path, resumed: Place) -> None:
+        self.file = folder / FILE
+        if not self.file.is_file():
+            return
+        advice = "delete it; the run goes on without its earlier lines"
+        with one_sentence(str(self.file), advice):
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and _is_before(line, resumed)]
+        with atomic_path(self.file) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def add(self, place: Place, found: Mapping[str, Figures]) -> None:
+        """Write what was measured at a place."""
+        at = {"stage": place.stage, "phase": place.phase, "iteration": place.count}
+        with self.file.open("a", encoding="utf-8") as target:
+            for base, figures in found.items():
+                target.write(json.dumps(at | {"base": base} | figures._asdict()) + "\n")
+
+
+def validate(validator: Validator, trainer: PhaseTrainer, place: Place) -> dict[str, Figures]:
+    """Measure the averaged student, and let the trainer remember it where it is the best yet.
+
+    A phase's start is measured too, and never the best: it has learned nothing there.
+    """
+    module = copy.deepcopy(trainer.networks.plain_student.motion_module).requires_grad_(False)
+    copy_average(trainer.average, dict(module.named_parameters()))
+    found = validator.measure(trainer.networks, module)
+    if validator.keeps_best and place.count:
+        distance = sum(f.frechet for f in found.values()) / len(found)
+        trainer.remember(distance, place.count, module)
+    return found
+
+
+def captions_of(table: ValidationTable) -> list[str]:
+    """Return the captions to measure with; ValueError for a file that holds none."""
+    if table.prompts is not None:
+        return list(read_prompts(table.prompts))
+    return metrics.held_out_scenes(table.clips, "validation").captions()
+
+
+def cfg_of(config: TrainConfig) -> float:
+    """Return the guidance of the undistilled teacher that students are measured against."""
+    table = config.validation
+    return config.stages[0].cfg if table is None or table.cfg is None else table.cfg
+
+
+def _settings(config: TrainConfig, stage: Stage) -> SamplingSettings:
+    if stage.loss == "consistency":
+        return _sized(config, steps=_CONSISTENCY_STEPS, cfg=1.0, sampler="lcm")
+    return _sized(config, steps=stage.student_steps, cfg=1.0)
+
+
+def _sized(config: TrainConfig, steps: int, cfg: float, sampler: str = "euler") -> SamplingSettings:
+    size = {"frames": config.frames, "width": config.width, "height": config.height}
+    return SamplingSettings(steps=steps, cfg=cfg, sampler=sampler, **size)
+
+
+def _cycled(captions: Sequence[str], n: int) -> list[str]:
+    return [captions[i % len(captions)] for i in range(n)]
+
+
+def _mine(n: int) -> list[int]:
+    return list(range(distributed.rank(), n, distributed.world_size()))
+
+
+def _batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [numbers[i : i + size] for i in range(0, len(numbers), size)]
+
+
+def _is_before(line: str, resumed: Place) -> bool:
+    """Tell whether a line was written before a checkpoint was; a phase's start is measured anew."""
+    told = json.loads(line)
+    place = Place(told["stage"], told["phase"], told["iteration"])
+    return place < resumed or (place == resumed and place.count > 0)

@@ -1,0 +1,233 @@
+"""What a distillation measures on base models that it does not train with, and what it keeps."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.engine import distributed
+from animatediff_lightning.distill.miniature import shipped, split
+from animatediff_lightning.distill.train import checks, plan, setup, stages, validation
+from animatediff_lightning.distill.train import config as train_config
+from animatediff_lightning.distill.train.config import ConfigError, ValidationTable
+from animatediff_lightning.distill.train.run_folder import Place, RunFolder
+from animatediff_lightning.motion_module import checkpoint
+from safetensors.torch import load_file
+
+from . import distil_files
+from .distil_files import same
+from .processes import together
+
+CPU = torch.device("cpu")
+TABLE = """
+[validation]
+bases = ["miniature:moss"]
+every = 2
+clips = 4
+"""
+ITERATIONS = 5
+
+
+def write_config(file, out, clips, table=TABLE, iterations=ITERATIONS):
+    """Write a config of one stage of MSE, 4 -> 2 steps, that is measured on moss."""
+    text = distil_files.write_config(file, out, clips, iterations=iterations).read_text()
+    first = text[: text.rindex("[[stages]]")].replace("keep = 2", "keep = 99")
+    start = first.index("[[stages]]")
+    file.write_text(first[:start] + table + first[start:])
+    return file
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(clips, tmp_path_factory):
+    """The folder of a whole run, and its config."""
+    folder = tmp_path_factory.mktemp("run")
+    file = write_config(folder / "run.toml", folder / "out", clips)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    return folder / "out", file
+
+
+@pytest.fixture
+def training(undisturbed):
+    config = train_config.read_config(undisturbed[1])
+    with stages.start_stage(setup.load_setup(config, CPU, resume=True), 0) as training:
+        yield training
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / validation.FILE).read_text().splitlines()]
+
+
+def student(folder):
+    return load_file(folder / "students" / "2step.safetensors")
+
+
+@pytest.mark.slow
+def test_it_is_measured_at_the_start_when_due_and_at_the_end(undisturbed):
+    folder, _ = undisturbed
+    told = lines(folder)
+    assert [line["iteration"] for line in told] == [0, 2, 4, 5]
+    for line in told:
+        assert line["base"] == "miniature:moss"
+        assert len(line["guidance"]) == len(line["landing"]) == 2  # of each step
+        assert all(map(math.isfinite, (line["frechet"], *line["guidance"], *line["landing"])))
+
+
+@pytest.mark.slow
+def test_the_undistilled_module_has_learned_no_guidance_and_its_teacher_has_all(training):
+    networks = training.networks(Place(0, 0, 0))
+    validator = validation.Validator(training.setup.config, CPU)
+    module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    plain = validator.measure(networks, module)["miniature:moss"]
+    assert plain.guidance == pytest.approx([1.0, 1.0])
+    assert all(apart > 0.01 for apart in plain.landing)
+    again = validator.measure(networks, module)["miniature:moss"]
+    assert plain == again  # the same clips and noise each time
+
+
+@pytest.mark.slow
+def test_a_step_that_lands_where_its_teacher_does_has_no_distance(training):
+    """The undistilled module against itself: no guidance, and as many steps."""
+    networks = training.networks(Place(0, 0, 0))
+    networks.stage = networks.stage.model_copy(update={"cfg": 1.0, "student_steps": 4})
+    validator = validation.Validator(training.setup.config, CPU)
+    module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    found = validator.measure(networks, module)["miniature:moss"]
+    assert len(found.landing) == 4
+    assert found.landing == pytest.approx([0.0] * 4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_student_is_the_one_that_measured_best(undisturbed, clips, tmp_path):
+    folder, _ = undisturbed
+    later = [line for line in lines(folder) if line["iteration"]]
+    best = min(later, key=lambda line: line["frechet"])["iteration"]
+    table = TABLE + "keep_best = false\n"
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips, table, iterations=best)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    assert same(student(folder), student(tmp_path / "out"))
+
+
+@pytest.mark.slow
+def test_a_trainer_keeps_the_best_and_a_checkpoint_brings_it_back(training):
+    trainer = training.start_phase(Place(0, 0, 0))
+    module = trainer.networks.plain_student.motion_module
+    weights = {}
+    for iteration, distance in enumerate((30.0, 10.0, 20.0), 1):
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight.add_(1.0)
+        weights[iteration] = distil_files.copied(module)
+        trainer.remember(distance, iteration, module)
+    again = training.start_phase(Place(0, 0, 0))
+    again.load_state_dict(trainer.state_dict())
+    assert again.best.iteration == 2
+    again.use_result()
+    assert same(distil_files.copied(module), weights[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [1, 2, 4])
+def test_it_goes_on_anywhere_to_the_same_student_and_lines(undisturbed, tmp_path, left):
+    folder, file = undisturbed
+    again = tmp_path / "out"
+    shutil.copytree(folder, again)
+    run = RunFolder(again)
+    for place in run.places():
+        if place.count > left:
+            run.file(place).unlink()
+    run.student("2step").unlink()
+    config = tmp_path / "run.toml"
+    config.write_text(file.read_text().replace(str(folder), str(again)))
+    assert main(["train", str(config), "--device", "cpu"]) == 0
+    assert lines(again) == lines(folder)
+    assert same(student(folder), student(again))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_share_the_clips_and_both_know_the_figures(undisturbed, tmp_path):
+    config = train_config.read_config(undisturbed[1])
+
+    def work(rank):
+        distributed.start(CPU)
+        validator = validation.Validator(config, CPU)
+        with stages.start_stage(setup.load_setup(config, CPU, resume=True), 0) as training:
+            module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+            networks = training.networks(Place(0, 0, 0))
+            torch.save(dict(validator.measure(networks, module)), tmp_path / f"{rank}.pt")
+        distributed.stop()
+
+    for world_size in (1, 2):
+        together(world_size, work)
+        found = [
+            torch.load(tmp_path / f"{rank}.pt", weights_only=False)["miniature:moss"]
+            for rank in range(world_size)
+        ]
+        assert all(figures == found[0] for figures in found)
+        if world_size == 1:
+            (alone,) = found
+    for one, other in zip(alone, found[0], strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+
+
+def test_the_captions_are_those_that_the_miniature_keeps_for_it():
+    table = ValidationTable(bases=("miniature:moss",), every=1, clips=40)
+    assert set(validation.captions_of(table)) <= split.captions("validation")
+
+
+def test_half_a_line_of_a_kill_is_dropped(tmp_path):
+    figures = validation.Figures(1.0, [1.0], [0.5])
+    record = validation.Record(tmp_path, Place(0, 0, 0))
+    for count in (0, 2, 4):
+        record.add(Place(0, 0, count), {"miniature:moss": figures})
+    file = tmp_path / validation.FILE
+    file.write_text(file.read_text()[:-9])
+    validation.Record(tmp_path, Place(0, 0, 4))
+    assert [line["iteration"] for line in lines(tmp_path)] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        ('bases = ["miniature:toon"]\nevery = 2', "which a slot trains with"),
+        ('bases = ["other.safetensors"]\nevery = 2', "add prompts and i3d to validation"),
+        ('bases = ["miniature:moss"]', "every"),
+        ('bases = ["miniature:moss"]\nevery = 0', "greater than or equal to 1"),
+    ],
+)
+def test_what_cannot_work_is_told(clips, tmp_path, table, problem):
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips, f"[validation]\n{table}\n")
+    with pytest.raises(ConfigError, match=problem):
+        train_config.read_config(file)
+
+
+def test_files_that_are_missing_are_told_all_at_once(clips, tmp_path):
+    table = (
+        '[validation]\nbases = ["other.safetensors"]\nevery = 2\nprompts = "no.txt"\n'
+        'i3d = "no.safetensors"\n'
+    )
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips, table)
+    with pytest.raises(ConfigError) as caught:
+        checks.check(train_config.read_config(file), world_size=1)
+    assert len(caught.value.problems) == 3
+    for name in ("other.safetensors", "no.txt", "no.safetensors"):
+        assert any(name in problem for problem in caught.value.problems)
+    missing = plan.list_missing_files(train_config.read_config(file))
+    assert {"other.safetensors", "no.txt", "no.safetensors"} <= set(missing)
+
+
+def test_a_validation_that_keeps_nothing_is_no_other_training(clips, tmp_path):
+    digests = [
+        train_config.read_config(
+            write_config(tmp_path / "run.toml", tmp_path / "out", clips, table)
+        ).digest()
+        for table in ("", TABLE + "keep_best = false\n", TABLE)
+    ]
+    assert digests[0] == digests[1] != digests[2]
