@@ -23,7 +23,8 @@ def parts():
 
 def make(parts, conditional=True, num_bases=3, **options):
     table = {"head_channels": 32, "head_blocks": 2, "generator": seeded(7)} | options
-    return Discriminator(Encoder(*parts, num_bases), conditional=conditional, **table)
+    encoder = Encoder(*parts, num_bases, table["generator"])
+    return Discriminator(encoder, conditional=conditional, **table)
 
 
 def state(clips=2, frames=4, height=8, width=8, t=499, seed=0):
@@ -97,10 +98,15 @@ def test_what_it_hears(parts):
         assert (other - usual).abs().max() > 1e-4
 
 
-def test_a_fresh_embedding_tells_no_base_model_apart_yet(parts):
+def test_a_fresh_embedding_tells_base_models_apart_from_the_start(parts):
+    """At zero and the paper's learning rate it would take millions of updates to."""
     judge = make(parts)
+    again = make(parts)
     logits = [judge([state()], state(seed=1), text(), torch.tensor([i, i]))[0] for i in (0, 2)]
-    assert torch.equal(*logits)
+    assert not torch.allclose(*logits)
+    weights = judge.encoder.base_embedding.weight
+    assert torch.equal(weights, again.encoder.base_embedding.weight)
+    assert weights.std().item() == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.slow
@@ -115,7 +121,9 @@ def test_the_encoder_equals_the_unet_with_its_motion_module(parts):
     finally:
         injection.eject()
         hook.remove()
-    found = Encoder(unet, module, 3)((x, t), text(), torch.tensor([0, 1]))
+    encoder = Encoder(unet, module, 3, seeded(0))
+    torch.nn.init.zeros_(encoder.base_embedding.weight)
+    found = encoder((x, t), text(), torch.tensor([0, 1]))
     wanted = caught["mid"].unflatten(0, (2, 4)).transpose(1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from animatediff_lightning.distill.engine import distributed
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train import iterate, losses, setup, stages
-from animatediff_lightning.distill.train.phase import CollapsedError, PhaseTrainer
+from animatediff_lightning.distill.train.phase import MOST_SKIPPED, CollapsedError, PhaseTrainer
 from animatediff_lightning.distill.train.run_folder import Place, RunFolder
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
@@ -278,13 +279,51 @@ def test_a_batch_is_a_function_of_its_place_alone(stage):
     assert not torch.equal(first[0].x_t, second[0].x_t)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_reaches_a_weight(stage):
+def test_a_gradient_that_is_not_finite_never_reaches_a_weight_and_many_stop_the_run(stage):
     before = copied(stage.student)
     with torch.no_grad():
         next(stage.discriminator.head.parameters()).fill_(torch.nan)
-    with pytest.raises(CollapsedError, match="not finite at iteration 7"):
-        stage.trainer.train_step(7, [stage.batches])
+    for iteration in range(MOST_SKIPPED // 2 - 1):
+        assert stage.trainer.train_step(iteration, [stage.batches])["skipped"] == 2 * iteration + 2
+    with pytest.raises(CollapsedError, match="not finite in 10 updates in a row up to iteration 4"):
+        stage.trainer.train_step(4, [stage.batches])
     assert same(before, copied(stage.student))
+
+
+def test_after_one_gradient_that_is_not_finite_training_goes_on(stage):
+    before = copied(stage.student)
+    broken = [replace(b, x_t=b.x_t * torch.nan) for b in stage.batches]
+    stage.trainer.train_step(0, [broken])
+    assert same(before, copied(stage.student))
+    figures = stage.trainer.train_step(1, [stage.batches])
+    assert (figures["skipped"], stage.trainer.skipped_in_a_row) == (2, 0)
+    assert not same(before, copied(stage.student))
+    assert all(w.isfinite().all() for w in stage.student.parameters())
+
+
+def test_a_relativistic_discriminator_has_no_use_for_its_bias(stage):
+    bias = stage.discriminator.head.out.bias
+    for relativistic in (False, True):
+        stage.networks.relativistic = relativistic
+        stage.discriminator.zero_grad()
+        stage.add_gradients(stage.networks.discriminator, losses.discriminator_of_batch)
+        assert (bias.grad.abs().item() < 1e-6) == relativistic
+    stage.discriminator.requires_grad_(False)
+    stage.add_gradients(stage.networks.student, losses.generator_of_batch)
+    assert all(p.grad.any() for p in stage.student.parameters() if p.ndim > 1)
+
+
+def test_what_is_fresh_in_the_discriminator_may_learn_faster(stage):
+    phase = stage.networks.phase
+    rate = phase.learning_rate
+    stage.networks.phase = phase.model_copy(update={"fresh_learning_rate": 100 * rate})
+    trainer = PhaseTrainer(stage.networks)
+    before = copied(stage.discriminator)
+    trainer.train_step(0, [stage.batches])
+    moved = {k: (v - before[k]).abs().max().item() for k, v in copied(stage.discriminator).items()}
+    assert moved["head.out.weight"] == pytest.approx(100 * rate, rel=0.01)  # Adam's first update
+    assert moved["encoder.base_embedding.weight"] == pytest.approx(100 * rate, rel=0.01)
+    assert moved["encoder.conv_in.weight"] == pytest.approx(rate, rel=0.01)
 
 
 # ---- ranks ---------------------------------------------------------------------------------------

@@ -32,6 +32,16 @@ def test_l_g_still_moves_a_student_that_is_wholly_found_out():
     torch.testing.assert_close(logits.grad, torch.full((4,), -0.25))
 
 
+def test_a_relativistic_pair_knows_nothing_but_the_difference():
+    loss = losses.relativistic(TEACHER, STUDENT)
+    p = (TEACHER - STUDENT).sigmoid()
+    torch.testing.assert_close(loss, (-p.log()).mean())
+    by_teacher, by_student = torch.autograd.grad(loss, [TEACHER, STUDENT])
+    torch.testing.assert_close(by_teacher, (p - 1) / 3)
+    torch.testing.assert_close(by_student, (1 - p) / 3)
+    torch.testing.assert_close(losses.relativistic(TEACHER + 5, STUDENT + 5), loss)
+
+
 def test_mse_and_huber():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 5.0])
     assert losses.mse(a, b).item() == 4.5

@@ -7,7 +7,7 @@ import pytest
 import torch
 from animatediff_lightning.distill.cli import program
 from animatediff_lightning.distill.miniature import shipped
-from animatediff_lightning.distill.train import checks
+from animatediff_lightning.distill.train import batches, checks, stages
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train.config import ConfigError, TrainConfig
 from animatediff_lightning.motion_module import checkpoint
@@ -188,6 +188,45 @@ def test_missing_files_are_all_named_and_nothing_is_started(tmp_path, capsys, mo
     assert not (tmp_path / "out").exists()
 
 
+def test_weights_of_timesteps_are_one_for_each():
+    assert any(
+        "2 timestep_weights for 8 timesteps" in problem
+        for problem in schedule_problems(changed("stages", 1, "timestep_weights", [1, 2]))
+    )
+    config = TrainConfig.model_validate(changed("stages", 2, "timestep_weights", [1, 1, 1, 9]))
+    stage = config.stages[2]
+    drawn = [
+        batches.draw_sample(
+            stage, stage.phases[0], False, torch.Generator().manual_seed(i)
+        ).position
+        for i in range(400)
+    ]
+    assert set(drawn) == {1000, 750, 500, 250}
+    assert drawn.count(250) / 400 == pytest.approx(9 / 12, abs=0.08)
+
+
+def test_a_stage_may_compute_in_another_dtype_and_what_is_frozen_has_the_widest():
+    plain = TrainConfig.model_validate(changed("dtype", "bfloat16"))
+    assert plain.frozen_dtype == "bfloat16"
+    table = changed("dtype", "bfloat16")
+    mixed = TrainConfig.model_validate(changed("stages", 1, "dtype", "tf32", table=table))
+    assert mixed.frozen_dtype == "float32"
+    assert [mixed.dtype_of(stage) for stage in mixed.stages[:2]] == ["bfloat16", "tf32"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "precision"),
+    [("bfloat16", True, "highest"), ("float32", False, "highest"), ("tf32", False, "high")],
+)
+def test_what_a_stage_computes_in_holds_for_the_stage_alone(dtype, autocast, precision):
+    before = torch.get_float32_matmul_precision()
+    with stages._computing_in(dtype, "cpu"):
+        assert torch.is_autocast_enabled("cpu") == autocast
+        assert torch.get_float32_matmul_precision() == precision
+    assert torch.get_float32_matmul_precision() == before
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_the_fingerprint_does_not_know_where_a_run_lies():
     config = TrainConfig.model_validate(TABLE)
     moved = config.model_copy(update={"out": config.out / "x", "keep": 9})
@@ -204,15 +243,33 @@ def test_the_fingerprint_does_not_know_where_a_run_lies():
 
 def test_a_run_from_before_there_was_a_head_start_is_known_again():
     known = "833a00159df2"  # what students of then tell of their training
-    assert train_config.read_config(train_config.find_config("miniature_mse")).digest() == known
+    table = tomllib.loads(train_config.find_config("miniature_mse").read_text())
+    del table["validation"]
+    table["stages"] = [
+        {
+            "teacher_steps": teacher,
+            "student_steps": student,
+            "loss": "mse",
+            "phases": [{"iterations": iterations, "learning_rate": 2e-4}],
+        }
+        | more
+        for teacher, student, iterations, more in (
+            (128, 32, 300, {"cfg": 2.5}),
+            (32, 8, 150, {"ema": 0.95}),
+            (8, 4, 200, {"ema": 0.95}),
+            (4, 2, 300, {"ema": 0.95}),
+            (2, 1, 400, {"ema": 0.95}),
+        )
+    ]
+    assert TrainConfig.model_validate(table).digest() == known
 
 
 @pytest.mark.slow
 def test_the_bundled_students_are_of_the_bundled_config():
-    config = train_config.read_config(train_config.find_config("miniature"))
+    config = train_config.read_config(train_config.find_config("miniature_mse"))
     known = checkpoint.load(shipped.student(1)).metadata  # of the last stage
     assert known["training"] == config.digest()
-    for stage in config.stages[1:]:
+    for stage in config.stages:
         known = checkpoint.load(shipped.student(stage.student_steps)).metadata
         assert (known["loss"], int(known["teacher_steps"])) == (stage.loss, stage.teacher_steps)
         assert int(known["iterations"]) == sum(p.iterations for p in stage.phases)

@@ -8,6 +8,7 @@ AnimateDiff-Lightning for the slots).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from . import trajectory
 from .config import Phase, Stage, TrainConfig
 from .run_folder import Place
 
+T = TypeVar("T")
 Pools = dict[str, ClipPool | PromptPool]
 _CHOICE, _NOISE = 0, 1  # streams of random numbers
 
@@ -143,12 +145,13 @@ def draw_sample(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Gen
     """Draw what is random of a sample, but the noise; always as many numbers, in this order."""
     flip, start, renoise, caption = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
     starts = trajectory.start_positions(stage)
-    position = starts[int(start * len(starts))]
+    position = _weighted(starts, stage.timestep_weights, start)
     if stage.loss_of(phase) == "distribution":
         low, high = trajectory.noise_range(stage, position)
         noised_to: int | None = low + int(renoise * (high - low + 1))
     else:
-        noised_to = _weighted(stage.renoise, phase.renoise_weights, renoise)
+        t_star = _weighted(stage.renoise, phase.renoise_weights, renoise) if stage.renoise else None
+        noised_to = None if t_star is None else t_star - 1
     return Draws(
         flip=may_flip and flip < 0.5,
         position=position,
@@ -157,12 +160,10 @@ def draw_sample(stage: Stage, phase: Phase, may_flip: bool, generator: torch.Gen
     )
 
 
-def _weighted(values: Sequence[int], weights: Sequence[float], u: float) -> int | None:
-    """Return the value at a uniform number's place, 0-based, or None where there are none."""
-    if not values:
-        return None
+def _weighted(values: Sequence[T], weights: Sequence[float], u: float) -> T:
+    """Return the value at a uniform number's place among weighted ones, or equal ones."""
     edges = np.cumsum(weights or [1.0] * len(values))
-    return values[int(np.searchsorted(edges, u * edges[-1], side="right"))] - 1
+    return values[int(np.searchsorted(edges, u * edges[-1], side="right"))]
 
 
 def _random(seed: int, place: Place, slot: int, sample: int, stream: int) -> torch.Generator:

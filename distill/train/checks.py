@@ -140,8 +140,9 @@ def _problems_of_validation(config: TrainConfig) -> Iterator[str]:
     table = config.validation
     if table is None:
         return
-    if table.prompts is not None:
-        _, problems = _attempt(lambda: read_prompts(table.prompts))
+    prompts = table.prompts
+    if prompts is not None:
+        _, problems = _attempt(lambda: read_prompts(prompts))
         yield from problems
     if table.i3d is not None and not table.i3d.is_file():
         yield f"validation.i3d names {table.i3d}, which was not found; put the weights there."

@@ -37,6 +37,9 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+Weights = tuple[Annotated[float, Field(gt=0)], ...]
+Dtype = Literal["float32", "tf32", "bfloat16"]
+SATURATED_AFTER = 1000  # iterations in a row that D is right about every clip: then it is told
 _FAKE_RATE = 2.0  # times the student's
 _RULES = "rules"  # the type of pydantic's error that holds the problems of a table
 # keys of a phase that its critic alone reads, by the loss that has one
@@ -46,6 +49,7 @@ _OF_CRITIC = {
         "discriminator_steps",
         "discriminator_head_start",
         "renoise_weights",
+        "fresh_learning_rate",
     ),
     "distribution": ("fake_learning_rate", "fake_steps", "fake_head_start"),
 }
@@ -114,13 +118,16 @@ class Slot(_Table):
 class DiscriminatorTable(_Table):
     """What D starts from: SD1.5 and the v2 module (section 3.3); None: slot 0's, the teacher.
 
-    head_channels, head_blocks: width and depth of the 3D-conv head [open].
+    head_channels, head_blocks: width and depth of the 3D-conv head [open]; pairing: None as in the
+    papers, "relativistic" compares teacher's and student's landing from the same x_t, which
+    differ far less from each other than clips do.
     """
 
     base: str | None = None
     motion_module: str | None = None
     head_channels: Count = 256
     head_blocks: Count = 3
+    pairing: Literal["relativistic"] | None = None
 
 
 class Phase(_Table):
@@ -130,11 +137,12 @@ class Phase(_Table):
     too, else it is D'; teacher_steps: of a teacher that skips a level, None: the stage's;
     discriminator_steps: updates of D for one of the student [open: 1];
     discriminator_head_start: the first iterations, in which D alone learns [open: 0];
-    renoise_weights: relative frequency of each t*; mse_weight: of the landings' MSE, which is added
-    to the loss of a student that follows a critic [open: 0]; fake_learning_rate: None: twice the
-    student's; fake_steps: updates of the fake motion module for one of the student (DMD2, arXiv
-    2405.14867, has 5); fake_head_start: the first iterations, in which the fake alone learns
-    [open].
+    renoise_weights: relative frequency of each t*; fresh_learning_rate: of D's head and base-model
+    embedding, which start from nothing, None: that of the rest of D [open]; mse_weight: of the
+    landings' MSE, which is added to the loss of a student that follows a critic [open: 0];
+    fake_learning_rate: None: twice the student's; fake_steps: updates of the fake motion module for
+    one of the student (DMD2, arXiv 2405.14867, has 5); fake_head_start: the first iterations, in
+    which the fake alone learns [open].
     """
 
     iterations: Count
@@ -145,7 +153,8 @@ class Phase(_Table):
     teacher_steps: Steps | None = None
     discriminator_steps: Count = 1
     discriminator_head_start: Annotated[int, Field(ge=0)] = 0
-    renoise_weights: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    renoise_weights: Weights = ()
+    fresh_learning_rate: Rate | None = None
     mse_weight: Annotated[float, Field(ge=0)] = 0.0
     fake_learning_rate: Rate | None = None
     fake_steps: Count = 2
@@ -202,10 +211,12 @@ class Stage(_Table):
 
     start: file of the motion module that the student starts as, such as a distilled one that is to
     be trained further, None: its teacher; cfg: guidance of the teacher; timesteps: 1 .. 1000 that
-    the student trains on, None: its own grid; renoise: t* that teacher's and student's results are
-    noised to before D sees them; betas: of Adam, None: (0.9, 0.999) for mse and (0, 0.99) for
-    adversarial; ema: decay of the averaged weights that are the result, 0: none [open]; clip:
-    largest norm of a gradient, 0: any [open]; no_caption: share of samples without their caption.
+    the student trains on, None: its own grid; timestep_weights: relative frequency of each of them,
+    from the noisiest on [open: equal]; dtype: None: the run's [open]; renoise: t* that teacher's
+    and student's results are noised to before D sees them; betas: of Adam, None: (0.9, 0.999) for
+    mse and (0, 0.99) for adversarial; ema: decay of the averaged weights that are the result, 0:
+    none [open]; clip: largest norm of a gradient, 0: any [open]; no_caption: share of samples
+    without their caption.
 
     Of "distribution" (distribution.py) [all open]: real_cfg: guidance of the undistilled teacher,
     whose score is the real one, None: cfg; fake_start: what the fake motion module starts
@@ -221,6 +232,8 @@ class Stage(_Table):
     start: Path | None = None
     cfg: Annotated[float, Field(ge=0, le=30)] = 1.0
     timesteps: Annotated[tuple[Steps, ...], Field(min_length=1)] | None = None
+    timestep_weights: Weights = ()
+    dtype: Dtype | None = None
     renoise: tuple[Steps, ...] = ()
     betas: tuple[Decay, Decay] | None = None
     weight_decay: Share = 0.0
@@ -283,6 +296,13 @@ class Stage(_Table):
             if ignored and self.loss != loss:
                 keys_set = " and ".join(ignored)
                 yield f" sets {keys_set}, which needs {_WHAT_IS_MISSING[loss]}; remove it."
+        steps = self.teacher_steps if self.loss == "consistency" else self.student_steps
+        starts = len(self.timesteps or range(steps))
+        if self.timestep_weights and len(self.timestep_weights) != starts:
+            yield (
+                f" has {len(self.timestep_weights)} timestep_weights for {starts} timesteps; give "
+                "one for each."
+            )
         yield from self._problems_of_losses()
         for number, phase in enumerate(self.phases):
             for problem in self._problems_of_phase(phase):
@@ -322,10 +342,10 @@ class TrainConfig(_Table):
 
     teacher: the undistilled motion module's file, or "miniature"; global_batch: clips a step on
     all processes; clips_per_rank: clips in one forward; dtype: of autocast and of frozen weights,
-    what is trained stays float32; save_every: seconds between checkpoints, of which `keep` are
-    kept; sheet_every: iterations between contact sheets of `sheet_prompts`, 0: none;
-    collapse_after: iterations in a row that D may be right about every clip of a student that
-    learns; validation: None: none.
+    what is trained stays float32; tf32: float32 whose products a GPU shortens; save_every: seconds
+    between checkpoints, of which `keep` are kept; sheet_every: iterations between contact sheets of
+    `sheet_prompts`, 0: none; collapse_after: iterations in a row that D may be right about every
+    clip of a student that learns, None: any, with a warning; validation: None: none.
     """
 
     out: Path
@@ -340,14 +360,14 @@ class TrainConfig(_Table):
     frames: Annotated[int, Field(ge=2)] = 16
     width: Count = 512
     height: Count = 512
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Dtype = "bfloat16"
     gradient_checkpointing: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**40)] = 0
     save_every: Annotated[float, Field(ge=0)] = 600.0
     keep: Count = 3
     sheet_every: Annotated[int, Field(ge=0)] = 500
     sheet_prompts: tuple[str, ...] = ()
-    collapse_after: Count = 1000
+    collapse_after: Count | None = None
 
     @field_validator("out", mode="before")
     @classmethod
@@ -360,6 +380,15 @@ class TrainConfig(_Table):
     def bases(self) -> list[str]:
         """The distinct base models in their order: what D's base index counts."""
         return list(dict.fromkeys(slot.base for slot in self.slots))
+
+    @property
+    def frozen_dtype(self) -> Literal["float32", "bfloat16"]:
+        """The dtype of weights that are not trained: float32 where any stage computes in it."""
+        dtypes = {self.dtype_of(stage) for stage in self.stages}
+        return "bfloat16" if dtypes == {"bfloat16"} else "float32"
+
+    def dtype_of(self, stage: Stage) -> Dtype:
+        return stage.dtype or self.dtype
 
     @property
     def motion_modules(self) -> list[str]:
@@ -383,17 +412,18 @@ class TrainConfig(_Table):
         are known again.
         """
         values = self.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT)
-        values["collapse_after"] = type(self).model_fields["collapse_after"].default
+        values["collapse_after"] = SATURATED_AFTER
         if self.validation is None or not self.validation.keep_best:  # it changes no weight
             del values["validation"]
         for pool in values["pools"].values():
             _leave_out_defaults(pool, Pool, ("prompts",))
+        _leave_out_defaults(values["discriminator"], DiscriminatorTable, ("pairing",))
         for stage in values["stages"]:
-            _leave_out_defaults(stage, Stage, ("start", *_OF_STAGE["distribution"]))
+            newer = ("start", "timestep_weights", "dtype", *_OF_STAGE["distribution"])
+            _leave_out_defaults(stage, Stage, newer)
             for phase in stage["phases"]:
-                newer = ("discriminator_head_start", "loss", "mse_weight")
-                newer += _OF_CRITIC["distribution"]
-                _leave_out_defaults(phase, Phase, newer)
+                newer = ("discriminator_head_start", "loss", "mse_weight", "fresh_learning_rate")
+                _leave_out_defaults(phase, Phase, (*newer, *_OF_CRITIC["distribution"]))
         return values
 
     def digest(self) -> str:
@@ -481,7 +511,8 @@ class TrainConfig(_Table):
 
 def _leave_out_defaults(values: dict, table: type[BaseModel], keys: Sequence[str]) -> None:
     for key in keys:
-        if values[key] == table.model_fields[key].default:
+        default = table.model_fields[key].default
+        if values[key] == (list(default) if isinstance(default, tuple) else default):  # as JSON
             del values[key]
 
 

@@ -30,6 +30,7 @@ COLUMNS = (
     "error_of_fake",
     "error_of_teacher",
     "mse",
+    "skipped",
     "seconds",
     "peak_gib",
 )
@@ -41,7 +42,8 @@ class Curves:
     loss_g is the student's loss of any kind; d_on_*: share of clips about which D is right; d_gap:
     how much higher its logit is where the teacher lands than where the student does from the same
     x_t. Clips differ far more from each other than a student from its teacher, so d_gap shows that
-    D learns long before d_on_* leave a half. error_of_*: of distribution.py.
+    D learns long before d_on_* leave a half. error_of_*: of distribution.py; skipped: updates
+    of the phase that were left out, as their gradient was not finite.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:

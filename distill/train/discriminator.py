@@ -25,11 +25,17 @@ _CHANNELS_A_GROUP = 16  # fewer, and a head's last 1 x 1 x 1 map would be normal
 class Encoder(nn.Module):
     """The encoder and mid block of an image UNet, and the motion module's layers for them.
 
-    Both are copied in float32; what they are copied from stays untouched.
+    Both are copied in float32; what they are copied from stays untouched. The base models'
+    embedding starts as torch's own, N(0, 1) [open]: at zero and the paper's learning rate it would
+    never reach the size of a time embedding.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, motion_module: MotionModule, num_bases: int
+        self,
+        unet: UNet2DConditionModel,
+        motion_module: MotionModule,
+        num_bases: int,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         with torch.device("meta"):  # built anew: a deep copy would take foreign hooks along
@@ -39,7 +45,7 @@ class Encoder(nn.Module):
         self.mid_block = image_unet.mid_block
         _copy(unet, self)
         self.base_embedding = nn.Embedding(num_bases, self.time_embedding.linear_2.out_features)
-        nn.init.zeros_(self.base_embedding.weight)
+        nn.init.normal_(self.base_embedding.weight, generator=generator)
         self.up_blocks = nn.ModuleList()  # none: the sites of a motion module are told by these
         self.motion_module = MotionModule(replace(motion_module.config, up_blocks=()))
         _copy(motion_module, self.motion_module)
@@ -61,7 +67,8 @@ class Encoder(nn.Module):
         time = self.time_embedding(self.time_proj(t.clamp(min=0)))
         time = repeat(time + self.base_embedding(base_index), "b c -> (b f) c", f=frames)
         text = repeat(text.float(), "b tokens c -> (b f) tokens c", f=frames)
-        hidden = self.conv_in(rearrange(x, "b f c h w -> (b f) c h w").float())
+        with _in_float32(x):  # what D must tell apart is less than bfloat16 can hold
+            hidden = self.conv_in(rearrange(x, "b f c h w -> (b f) c h w").float())
         for block in self.down_blocks:
             crossed = getattr(block, "has_cross_attention", False)
             hidden, _ = block(hidden, time, **({"encoder_hidden_states": text} if crossed else {}))
@@ -107,8 +114,7 @@ class Head(nn.Module):
         Always in float32: it costs little, and bfloat16 gradients of small 3D convolutions are NaN
         on some CPUs (torch 2.13).
         """
-        device = "cpu" if x.is_meta else x.device.type  # plan computes shapes alone
-        with torch.autocast(device, enabled=False):
+        with _in_float32(x):
             x = x.float()
             for block in self.blocks:
                 x = block(_at_least_two(x))
@@ -137,6 +143,10 @@ class Discriminator(nn.Module):
             encoder.base_embedding.weight.device
         )
 
+    def fresh_weights(self) -> list[nn.Parameter]:
+        """Return what no trained model gave: the head and the base models' embedding."""
+        return [*self.head.parameters(), *self.encoder.base_embedding.parameters()]
+
     def forward(
         self, states: Sequence[State], x_t: State | None, text: Tensor, base_index: Tensor
     ) -> list[Tensor]:
@@ -149,6 +159,11 @@ class Discriminator(nn.Module):
             self.head(torch.cat([*before, self.encoder(state, text, base_index)], dim=1))
             for state in states
         ]
+
+
+def _in_float32(x: Tensor) -> torch.autocast:
+    """Leave autocast where a tensor is; plan computes shapes alone, on meta."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def _at_least_two(x: Tensor) -> Tensor:

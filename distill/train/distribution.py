@@ -20,7 +20,7 @@ from ...samplers import guidance, schedule
 from . import trajectory
 from .batches import Batch
 from .discriminator import State
-from .losses import Figures, Networks, weighted_mse
+from .losses import Figures, Networks, follow_teacher, weighted_mse
 
 
 def fake_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
@@ -49,8 +49,12 @@ def distribution_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Fig
     eps = networks.student(batch.slot, *start, text)
     x0, landing = trajectory.to_clean(start[0], eps, start[1]), land(networks, batch, start, eps)
     gradient, figures = distribution_gradient(networks, batch, text, x0.detach(), landing)
-    apart, more = weighted_mse(networks, replace(batch, x_t=start[0]), text, landing[0])
-    return (x0 * gradient).mean() + apart, figures | more
+    loss, weight = (x0 * gradient).mean(), networks.phase.mse_weight
+    if not weight:
+        return loss, figures
+    target, _ = follow_teacher(networks, replace(batch, x_t=start[0]), text)
+    apart, more = weighted_mse(weight, landing[0], target)
+    return loss + apart, figures | more
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The loop of a phase: it owns iterations, checkpoints, curves, contact sheets and signals."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +14,15 @@ from ..engine.peak_memory import peak_gib, reset_peak
 from ..engine.read_ahead import ReadAhead
 from . import batches, sheets, validation
 from .batches import Batch
+from .config import SATURATED_AFTER
 from .curves import Curves
 from .losses import Figures, Networks
 from .phase import CollapsedError, PhaseTrainer, batches_of
 from .run_folder import Place
 from .setup import Setup
 from .validation import Record
+
+logger = logging.getLogger(__name__)
 
 
 def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
@@ -165,13 +169,17 @@ def save_checkpoint(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
         setup.folder.save(place, trainer.state_dict(), setup.config.keep, last)
 
 
-def check_saturation(limit: int, trainer: PhaseTrainer, place: Place) -> None:
-    """Raise CollapsedError where D was right about every clip for `limit` iterations."""
-    if trainer.saturated_iterations >= limit:
-        raise CollapsedError(
-            "the discriminator was right about every clip in the last "
-            f"{trainer.saturated_iterations} iterations up to {place.count}, so the student learns "
-            "nothing"
+def check_saturation(limit: int | None, trainer: PhaseTrainer, place: Place) -> None:
+    """Warn, or from `limit` on raise CollapsedError, where D is right about every clip."""
+    told = (
+        "the discriminator was right about every clip in the last "
+        f"{trainer.saturated_iterations} iterations up to {place.count}"
+    )
+    if limit is not None and trainer.saturated_iterations >= limit:
+        raise CollapsedError(f"{told}, so the student learns nothing")
+    if trainer.saturated_iterations == SATURATED_AFTER and distributed.rank() == 0:
+        logger.warning(
+            "%s, so the student may learn little from it; collapse_after would stop the run.", told
         )
 
 

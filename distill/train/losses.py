@@ -31,7 +31,7 @@ class Networks:
     """Everything that computes in a phase.
 
     DDP may wrap `student`, `discriminator` and `fake`; the plain ones are never wrapped. Where no
-    loss asks for a discriminator, or a fake, both are None.
+    loss asks for a discriminator, or a fake, both are None. relativistic: how D is paired.
 
     real: the undistilled motion module, whose guided score the fake's is compared with, or None;
     bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
@@ -51,6 +51,7 @@ class Networks:
     fake: nn.Module | None
     text_base: BaseModel
     base_index: dict[int, int]
+    relativistic: bool
     autocast: Callable[[], contextlib.AbstractContextManager]
 
     @property
@@ -89,6 +90,15 @@ def discriminator(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
 def generator(student_logits: Tensor) -> Tensor:
     """Return L_G = -log sigmoid(student), non-saturating, the clips' mean."""
     return functional.softplus(-student_logits.float()).mean()
+
+
+def relativistic(more: Tensor, less: Tensor) -> Tensor:
+    """Return -log sigmoid(more - less) of two logits of the same x_t, the clips' mean.
+
+    Relativistic pairing (arXiv 1807.00734): with the teacher's logit as `more` it is D's loss, with
+    the student's the student's. What a clip shows is the same on both sides and falls out.
+    """
+    return functional.softplus(less.float() - more.float()).mean()
 
 
 def huber(student: Tensor, target: Tensor, width: float = 1e-3) -> Tensor:
@@ -137,6 +147,8 @@ def discriminator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Fi
         "d_on_student": (of_student < 0).float().mean().item(),
         "d_gap": (of_teacher - of_student).float().mean().item(),
     }
+    if networks.relativistic:
+        return relativistic(of_teacher, of_student), figures
     return discriminator(of_teacher, of_student), figures
 
 
@@ -146,18 +158,20 @@ def generator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figure
     landing = move_student(networks, networks.student, batch, text)
     fake = trajectory.renoise(*landing, batch.renoise, batch.noise)
     (of_student,) = _logits(networks, networks.plain_discriminator, batch, [fake])
-    apart, figures = weighted_mse(networks, batch, text, landing[0])
-    return generator(of_student) + apart, figures
+    if not networks.relativistic and not networks.phase.mse_weight:
+        return generator(of_student), {}
+    target = follow_teacher(networks, batch, text)
+    apart, figures = weighted_mse(networks.phase.mse_weight, landing[0], target[0])
+    if not networks.relativistic:
+        return generator(of_student) + apart, figures
+    real = trajectory.renoise(*target, batch.renoise, batch.noise)
+    with torch.no_grad():
+        (of_teacher,) = _logits(networks, networks.plain_discriminator, batch, [real])
+    return relativistic(of_student, of_teacher) + apart, figures
 
 
-def weighted_mse(
-    networks: Networks, batch: Batch, text: Tensor, landing: Tensor
-) -> tuple[Tensor | float, Figures]:
-    """Return the phase's mse_weight times the distance of a landing from the teacher's."""
-    weight = networks.phase.mse_weight
-    if not weight:
-        return 0.0, {}
-    target, _ = follow_teacher(networks, batch, text)
+def weighted_mse(weight: float, landing: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
+    """Return a share of the distance of two landings, and how far they are apart."""
     apart = mse(landing, target)
     return weight * apart, {"mse": apart.item()}
 

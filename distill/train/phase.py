@@ -6,7 +6,7 @@ determines everything that follows.
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ..engine import distributed
 from ..engine.average import copy_average, start_average, update_average
 from .batches import Batch
 from .config import Phase, Stage
+from .discriminator import Discriminator
 from .distribution import distribution_of_batch, fake_of_batch
 from .losses import (
     Figures,
@@ -40,10 +41,11 @@ CRITIC_LOSSES: dict[str, tuple[LossOfBatch, str]] = {
     "distribution": (fake_of_batch, "fake"),
 }
 _ALL_RIGHT = 1 - 1e-6  # a mean of ones, which rounding may leave below one
+MOST_SKIPPED = 10  # updates in a row
 
 
 class CollapsedError(ValueError):
-    """A loss is no longer finite, or D has been right about every clip for too long."""
+    """Losses are not finite again and again, or D has been right about every clip for too long."""
 
 
 class Best(NamedTuple):
@@ -59,27 +61,30 @@ class PhaseTrainer:
 
     average: of the student's weights, empty without ema; best: the student that measured best,
     where that is kept; saturated_iterations: for how many iterations in a row D was right about
-    every clip, so that the student learned nothing.
+    every clip, so that the student learned nothing; skipped: updates that were left out since a
+    gradient was not finite, skipped_in_a_row: since the last one that was made.
     """
 
     def __init__(self, networks: Networks) -> None:
         stage, phase = networks.stage, networks.phase
         self.networks = networks
-        self.optimizer = _adam(networks.plain_student, phase.learning_rate, stage, phase)
+        self.optimizer = _adam([_Group(networks.plain_student.parameters())], stage, phase)
         self.critic_optimizer: torch.optim.Optimizer | None = None
         if networks.plain_critic is not None:
-            rate = stage.critic_of(phase).learning_rate
-            self.critic_optimizer = _adam(networks.plain_critic, rate, stage, phase)
+            self.critic_optimizer = _adam(
+                _groups(networks.plain_critic, stage, phase), stage, phase
+            )
         self._weights = dict(networks.plain_student.motion_module.named_parameters())
         self.average = start_average(self._weights) if stage.ema else {}
         self.best: Best | None = None
-        self.saturated_iterations = 0
+        self.saturated_iterations = self.skipped = self.skipped_in_a_row = 0
 
     def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
         """Update the critic once for each list of batches, and the student on the last of them.
 
         While the critic has its head start, it alone. Returns the figures of all processes
-        together. Raises CollapsedError before a loss that is not finite can reach any weight.
+        together. An update whose gradient is not finite is left out, and so never reaches a weight;
+        raises CollapsedError where that happens again and again.
         """
         networks, stage, phase = self.networks, self.networks.stage, self.networks.phase
         plan = stage.critic_of(phase)
@@ -101,7 +106,9 @@ class PhaseTrainer:
             figures["loss_g"] = figures.pop("loss")
             rate = phase.learning_rate * _warm_up(stage, update)
             figures["norm_g"] = self._optimize(self.optimizer, iteration, rate)
-            update_average(self.average, self._weights, stage.ema, update)
+            if math.isfinite(figures["norm_g"]):
+                update_average(self.average, self._weights, stage.ema, update)
+        figures["skipped"] = self.skipped
         figures = self._averaged_over_processes(figures)
         self._count_saturation(figures)
         return figures
@@ -125,6 +132,8 @@ class PhaseTrainer:
             "average": self.average,
             "best": self.best and self.best._asdict(),
             "saturated_iterations": self.saturated_iterations,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "critic": None,
             "critic_optimizer": None,
         }
@@ -143,10 +152,11 @@ class PhaseTrainer:
             self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         device = self._device
         self.average = _on(device, state["average"])
-        if state.get("best") is not None:  # checkpoints from before there was one lack it
+        if state["best"] is not None:
             best = Best(**state["best"])
             self.best = best._replace(weights=_on(device, best.weights))
         self.saturated_iterations = state["saturated_iterations"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
     def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Figures:
         """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
@@ -165,15 +175,26 @@ class PhaseTrainer:
         return sums
 
     def _optimize(self, optimizer: torch.optim.Optimizer, iteration: int, rate: float) -> float:
-        """Update an optimiser's weights at a learning rate, and return the gradient's norm."""
+        """Update an optimiser's weights at a learning rate, and return the gradient's norm.
+
+        The norm is the same on all processes, and so is whether the update is left out.
+        """
         weights = [w for group in optimizer.param_groups for w in group["params"]]
         norm = nn.utils.clip_grad_norm_(weights, self.networks.stage.clip or math.inf)
-        if not torch.isfinite(norm):
-            raise CollapsedError(f"the loss is not finite at iteration {iteration}")
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        if torch.isfinite(norm):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
         optimizer.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row >= MOST_SKIPPED:
+            raise CollapsedError(
+                f"the gradient is not finite in {MOST_SKIPPED} updates in a row up to iteration "
+                f"{iteration}"
+            )
         return norm.item()
 
     def _averaged_over_processes(self, figures: Figures) -> Figures:
@@ -202,9 +223,30 @@ def _on(device: torch.device, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: weight.to(device) for name, weight in weights.items()}
 
 
-def _adam(module: nn.Module, rate: float, stage: Stage, phase: Phase) -> torch.optim.Optimizer:
+class _Group(NamedTuple):
+    """Weights that share a learning rate, which is `scale` times the module's."""
+
+    weights: Iterable[nn.Parameter]
+    scale: float = 1.0
+
+
+def _groups(critic: nn.Module, stage: Stage, phase: Phase) -> list[_Group]:
+    """Return a critic's weights: of D, what is fresh may have a learning rate of its own."""
+    if not isinstance(critic, Discriminator) or phase.fresh_learning_rate is None:
+        return [_Group(critic.parameters())]
+    fresh = {id(w) for w in critic.fresh_weights()}
+    others = [w for w in critic.parameters() if id(w) not in fresh]
+    scale = phase.fresh_learning_rate / stage.critic_of(phase).learning_rate
+    return [_Group(others), _Group(critic.fresh_weights(), scale)]
+
+
+def _adam(groups: Sequence[_Group], stage: Stage, phase: Phase) -> torch.optim.Optimizer:
+    """Return an optimiser, whose learning rate each update sets."""
     return torch.optim.AdamW(
-        module.parameters(), rate, betas=stage.adam_betas(phase), weight_decay=stage.weight_decay
+        [{"params": list(g.weights), "scale": g.scale} for g in groups],
+        phase.learning_rate,
+        betas=stage.adam_betas(phase),
+        weight_decay=stage.weight_decay,
     )
 
 

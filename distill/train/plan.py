@@ -73,7 +73,7 @@ def list_missing_files(config: TrainConfig) -> list[str]:
 
 def estimate_memory(config: TrainConfig, stage: Stage, networks: EmptyNetworks) -> float:
     """Return the estimated GiB that a process needs for a stage."""
-    dtype = getattr(torch, config.dtype)
+    dtype = getattr(torch, config.frozen_dtype)
     motion = memory_estimate.count(networks.motion_module)
     weights = memory_estimate.frozen(networks.frozen + motion, dtype)
     weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
@@ -101,7 +101,7 @@ def build_networks(config: TrainConfig, slots: Collection[int]) -> EmptyNetworks
     first = config.slots[min(slots)].base
     backbone = _unet(_local_path(config.discriminator_base))
     encoder = Encoder(
-        backbone, _motion_module(config.discriminator_motion_module), len(config.bases)
+        backbone, _motion_module(config.discriminator_motion_module), len(config.bases), None
     )
     text_encoder, vae = _text_and_vae(_local_path(first))
     factor = pixels_per_latent(vae.config)
@@ -111,7 +111,7 @@ def build_networks(config: TrainConfig, slots: Collection[int]) -> EmptyNetworks
         config.height // factor,
         config.width // factor,
         text_encoder.config.max_position_embeddings,
-        getattr(torch, config.dtype),
+        torch.bfloat16 if config.dtype == "bfloat16" else torch.float32,
         config.gradient_checkpointing,
     )
     return EmptyNetworks(

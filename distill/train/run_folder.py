@@ -19,7 +19,7 @@ from ..models import student_files
 from .config import TrainConfig
 
 RUN = "run.json"
-FORMAT = 3  # of the record and of checkpoints; raise it when their names change
+FORMAT = 4  # of the record and of checkpoints; raise it when their names change
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.pt")
 
 

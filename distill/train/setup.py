@@ -60,17 +60,12 @@ def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup
     return Setup(config, device, folder, share, pools, bases, discriminator_base, validator)
 
 
-def frozen_dtype(config: TrainConfig) -> torch.dtype:
-    """Return the dtype of the weights that are not trained."""
-    return getattr(torch, config.dtype)
-
-
 def _load_base(config: TrainConfig, device: torch.device, name: str) -> BaseModel:
     slot = next((s for s in config.slots if s.base == name), None)
     return load_base(
         base_path(name),
         device=device,
-        dtype=frozen_dtype(config),
+        dtype=getattr(torch, config.frozen_dtype),
         config=slot.config if slot else None,
         tokenizer=slot.tokenizer if slot else None,
         prediction_type=slot.prediction_type if slot else None,

@@ -25,7 +25,7 @@ from .iterate import train_phase
 from .losses import Networks
 from .phase import PhaseTrainer
 from .run_folder import Place
-from .setup import Setup, frozen_dtype, load_setup
+from .setup import Setup, load_setup
 from .student import MovingBase, Student
 
 
@@ -131,9 +131,8 @@ class StageTraining:
             fake=self.fake and distributed.wrap(self.fake, device),
             text_base=self.setup.discriminator_base,
             base_index={slot: config.base_index(slot) for slot in self.bases},
-            autocast=functools.partial(
-                torch.autocast, device.type, torch.bfloat16, enabled=config.dtype == "bfloat16"
-            ),
+            relativistic=config.discriminator.pairing == "relativistic",
+            autocast=functools.partial(_computing_in, config.dtype_of(self.stage), device.type),
         )
 
     def make_fake(self) -> Student:
@@ -145,7 +144,8 @@ class StageTraining:
         return Student(module.requires_grad_(True), self.bases)
 
     def _frozen(self, file: Path) -> MotionModule:
-        module = checkpoint.load(file).build(dtype=frozen_dtype(self.setup.config))
+        dtype = getattr(torch, self.setup.config.frozen_dtype)
+        module = checkpoint.load(file).build(dtype=dtype)
         return module.to(self.setup.device)
 
     def finish_phase(self, place: Place, trainer: PhaseTrainer) -> None:
@@ -185,7 +185,7 @@ def make_discriminator(setup: Setup, place: Place, previous: Discriminator | Non
         1_000_003 * config.seed + 1009 * place.stage + place.phase
     )
     discriminator = Discriminator(
-        previous.encoder if previous is not None else _fresh_encoder(setup),
+        previous.encoder if previous is not None else _fresh_encoder(setup, generator),
         conditional=phase.conditional,
         head_channels=table.head_channels,
         head_blocks=table.head_blocks,
@@ -220,9 +220,24 @@ def metadata(config: TrainConfig, stage: Stage) -> dict[str, object]:
     }
 
 
-def _fresh_encoder(setup: Setup) -> Encoder:
+@contextlib.contextmanager
+def _computing_in(dtype: str, device: str) -> Iterator[None]:
+    """Compute in bfloat16 where that is exact enough, in float32, or in a GPU's shorter float32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _fresh_encoder(setup: Setup, generator: torch.Generator) -> Encoder:
     config = setup.config
     module = checkpoint.load(motion_module_path(config.discriminator_motion_module))
     return Encoder(
-        setup.discriminator_base.unet, module.build(dtype=torch.float32), len(config.bases)
+        setup.discriminator_base.unet,
+        module.build(dtype=torch.float32),
+        len(config.bases),
+        generator,
     )

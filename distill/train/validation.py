@@ -18,6 +18,7 @@ from torch import Tensor
 from ...motion_module import checkpoint
 from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
+from ...samplers import prediction
 from ..engine import distributed
 from ..engine.average import copy_average
 from ..evaluate import features, frechet
@@ -63,7 +64,7 @@ class Validator:
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         assert config.validation is not None, "nothing asks for a validation"
         self._config, self._table, self._device = config, config.validation, device
-        dtype = getattr(torch, config.dtype)
+        dtype = getattr(torch, config.frozen_dtype)
         self._bases = {
             name: load_base(base_path(name), device=device, dtype=dtype)
             for name in self._table.bases
@@ -116,7 +117,8 @@ class Validator:
     ) -> Tensor:
         """Return features (n, d) of clips, of all processes; clip i has seed first + i."""
         captions = _cycled(self._captions, self._table.clips)
-        base, found = self._bases[name], {}
+        base = self._bases[name]
+        found: dict[int, Tensor] = {}
         for few in _batched(_mine(len(captions)), _AT_ONCE):
             seeds = [first_seed + i for i in few]
             latents = generate_latents(base, module, [captions[i] for i in few], seeds, settings)
@@ -153,6 +155,10 @@ class Validator:
         generator = torch.Generator().manual_seed(seed)
         size = _sized(self._config, steps=stage.student_steps, cfg=1.0)
         x = initial_noise(moving.base, size, generator).to(self._device)[None]
+
+        def predict_guided(x: Tensor, t: Tensor) -> Tensor:
+            return moving.predict_guided(x, t, text, negative, stage.cfg)
+
         columns = []
         for start in trajectory.walk(trajectory.CLEAN_POSITION, stage.student_steps):
             t = trajectory.timesteps([start]).to(self._device)
@@ -162,11 +168,9 @@ class Validator:
             x0, x0_told, x0_untold = (trajectory.to_clean(x, e, t) for e in (eps, told, untold))
             points = trajectory.points(start, stage.student_steps, teacher_steps)
             with moving.moved_by(networks.teacher):
-                wanted, _ = trajectory.follow(
-                    lambda x, t: moving.predict_guided(x, t, text, negative, stage.cfg), x, [points]
-                )
+                wanted, _ = trajectory.follow(predict_guided, x, [points])
             own = trajectory.points(start, stage.student_steps, stage.student_steps)
-            x, _ = trajectory.follow(lambda _x, _t, eps=eps: eps, x, [own])
+            x = prediction.move(x, eps, t, trajectory.timesteps(own[-1:]).to(self._device))
             added, guidance = (x0 - x0_told).double(), (x0_told - x0_untold).double()
             apart = (x - wanted).double().square().sum()
             column = ((added * guidance).sum(), guidance.square().sum(), apart)
@@ -233,8 +237,14 @@ def _settings(config: TrainConfig, stage: Stage) -> SamplingSettings:
 
 
 def _sized(config: TrainConfig, steps: int, cfg: float, sampler: str = "euler") -> SamplingSettings:
-    size = {"frames": config.frames, "width": config.width, "height": config.height}
-    return SamplingSettings(steps=steps, cfg=cfg, sampler=sampler, **size)
+    return SamplingSettings(
+        frames=config.frames,
+        width=config.width,
+        height=config.height,
+        steps=steps,
+        cfg=cfg,
+        sampler=sampler,
+    )
 
 
 def _cycled(captions: Sequence[str], n: int) -> list[str]:
