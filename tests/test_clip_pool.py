@@ -17,7 +17,12 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from animatediff_lightning.distill.data import latent_shards, mirrored_captions, url_cache
+from animatediff_lightning.distill.data import (
+    latent_pool,
+    latent_shards,
+    mirrored_captions,
+    url_cache,
+)
 from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.data.latent_shards import INDEX, encode_npy, write_tar
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
@@ -50,7 +55,7 @@ def folder(tmp_path):
     return tmp_path / "pool"
 
 
-def epoch(pool, size, seed, number=0, groups=5):
+def epoch(pool, size, seed, number=0, groups=6):
     return [tuple(pool.group(number * groups + i, size, seed)) for i in range(groups)]
 
 
@@ -74,20 +79,32 @@ def test_a_group_is_a_pure_function_of_its_arguments(folder):
     assert groups == [again.group(n, 2, (1, 2)) for n in reversed(numbers)][::-1]
 
 
-def test_an_epoch_has_every_full_group_once_and_each_of_one_shape(folder):
+def shape_of(pool, group):
+    (shape,) = {pool.read(ref).shard.shape for ref in group}
+    return shape
+
+
+def test_an_epoch_has_each_clip_once_and_groups_of_one_shape(folder):
     pool = ClipPool(str(folder))
     for number in range(4):
-        groups = epoch(pool, 2, (0,), number)  # 3 of the first shard, 2 of the second
-        assert all(len({ref.shard for ref in group}) == 1 for group in groups)
+        groups = epoch(pool, 2, (0,), number)  # of 8 and of 5 clips
+        shapes = [shape_of(pool, group) for group in groups]
+        assert (shapes.count(SQUARE), shapes.count(WIDE)) == (4, 2)
         refs = [ref for group in groups for ref in group]
         assert len(set(refs)) == len(refs)
-        assert sorted(group[0].shard for group in groups) == [0, 0, 0, 1, 1]
+        assert {ref.shard for ref in refs} == {0, 1, 2}
+
+
+def test_a_group_takes_clips_of_several_shards(folder):
+    pool = ClipPool(str(folder))
+    groups = [group for n in range(8) for group in epoch(pool, 2, (0,), n)]
+    assert any({ref.shard for ref in group} == {0, 2} for group in groups)
 
 
 def test_every_clip_has_its_turn_in_some_epoch(folder):
     pool = ClipPool(str(folder))
     seen = {ref for n in range(20) for group in epoch(pool, 2, (0,), n) for ref in group}
-    assert len(seen) == 12
+    assert len(seen) == 13
 
 
 def test_seeds_and_epochs_shuffle_shards_and_clips(folder):
@@ -95,15 +112,42 @@ def test_seeds_and_epochs_shuffle_shards_and_clips(folder):
     assert epoch(pool, 2, (0,)) != epoch(pool, 2, (1,))
     assert epoch(pool, 2, (0, 1)) != epoch(pool, 2, (0, 2))
     assert epoch(pool, 2, (0,)) != epoch(pool, 2, (0,), number=1)
-    assert {epoch(pool, 2, (s,))[0][0].shard for s in range(10)} == {0, 1}
+    assert {shape_of(pool, epoch(pool, 2, (s,))[0]) for s in range(10)} == {SQUARE, WIDE}
+
+
+@pytest.mark.parametrize(("weight", "groups"), [(0.5, 1), (1.0, 2), (3.0, 6)])
+def test_a_weight_tells_how_often_a_shape_is_drawn(folder, weight, groups):
+    pool = ClipPool(str(folder), {"2x4x3x5": weight})
+    several = [epoch(pool, 2, (0,), n, groups=4 + groups) for n in range(6)]
+    for one in several:
+        assert sum(shape_of(pool, group) == WIDE for group in one) == groups
+    drawn = [r for one in several for g in one for r in g if pool.read(r).shard.shape == WIDE]
+    for first in range(0, len(drawn) - 3, 4):  # two groups: no clip again before the others' turn
+        assert len(set(drawn[first : first + 4])) == 4
+
+
+def test_a_weight_of_a_shape_that_no_clip_has_is_told(folder):
+    with pytest.raises(ValueError, match=r"no clips of the shape 1x1x1x1.* are 2x4x3x3, 2x4x3x5"):
+        ClipPool(str(folder), {"1x1x1x1": 2.0})
+
+
+def test_shards_behind_urls_are_mixed_a_few_at_a_time(web, monkeypatch):
+    """Each one must be downloaded, and the cache holds few."""
+    monkeypatch.setattr(latent_pool, "_WINDOW", 1)
+    pool = ClipPool(f"{web.url}/pool/a-{{0..2}}.tar")
+    groups = [group for n in range(8) for group in epoch(pool, 1, (0,), n, groups=13)]
+    squares = [g[0].shard for g in groups[:13] if pool.read(g[0]).shard.shape == SQUARE]
+    assert squares in ([0] * 7 + [2], [2] + [0] * 7)
 
 
 def test_too_few_clips_are_told_with_the_fix(folder):
     pool = ClipPool(str(folder))
-    with pytest.raises(ValueError, match="holds 13 clips, but a batch needs 14; make more clips"):
-        pool.group(0, 14, (0,))
-    with pytest.raises(ValueError, match=r"no shard .* 8 clips .* \(at most 7\); make larger"):
-        pool.group(0, 8, (0,))
+    assert len(pool.group(0, 8, (0,))) == 8
+    with pytest.raises(ValueError, match=r"holds 8 clips of one shape \(2x4x3x3\), but a batch"):
+        pool.group(0, 9, (0,))
+    os.unlink(folder / "a-1.tar")
+    with pytest.raises(ValueError, match="holds 8 clips, but a batch needs 9; make more clips"):
+        ClipPool(str(folder)).group(0, 9, (0,))
 
 
 def test_the_digest_knows_the_clips_and_not_their_folder(folder, tmp_path):

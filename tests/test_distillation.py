@@ -1,6 +1,7 @@
 """Distillation end to end on the miniature's bases: who learns when, ranks, kills and curves."""
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -11,9 +12,11 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from animatediff_lightning.distill.cli.program import main
+from animatediff_lightning.distill.data import latent_shards
 from animatediff_lightning.distill.engine import distributed
 from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.train import config as train_config
@@ -288,6 +291,47 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_weight_and_many_stop_the_
     with pytest.raises(CollapsedError, match="not finite in 10 updates in a row up to iteration 4"):
         stage.trainer.train_step(4, [stage.batches])
     assert same(before, copied(stage.student))
+
+
+@pytest.mark.slow
+def test_a_run_over_clips_of_two_sizes_improves_both(tmp_path):
+    """A bucket for each shape: what is learned of one must not be lost on the other."""
+    clips = distil_files.write_pools(tmp_path / "clips")
+    for style in ("plain", "toon"):  # as many wide clips: each with its left half once more
+        first, shard = (
+            clips / style / "clips-000000.tar",
+            latent_shards.open_shards(str(clips / style))[0],
+        )
+        members = []
+        for i in range(distil_files.CLIPS):
+            for part, flip in (("latents", False), ("flipped", True)):
+                latents, caption = shard.read(i, flip)
+                wide = np.concatenate([latents, latents[..., :4]], -1)
+                members.append((f"{i:06d}.{part}.npy", latent_shards.encode_npy(wide)))
+            members.append((f"{i:06d}.txt", caption.encode()))
+        latent_shards.write_tar(first.with_name("clips-000001.tar"), members)
+    file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips, iterations=24)
+    config = train_config.read_config(file)
+    found = setup.load_setup(config, CPU, resume=True)
+    with stages.start_stage(found, 0) as training:
+        trainer = training.start_phase(Place(0, 0, 0))
+        ahead = iterate.read_ahead(found, Place(0, 0, 0))
+        several = [ahead(number) for number in range(24)]
+        ahead.close()
+
+        def distances():
+            apart = {8: [], 12: []}
+            for batch in itertools.chain.from_iterable(several):
+                with torch.no_grad():
+                    value, _ = losses.mse_of_batch(trainer.networks, batch)
+                apart[batch.x_t.shape[-1]].append(value.item())
+            return {width: sum(values) / len(values) for width, values in apart.items()}
+
+        before = distances()
+        for iteration, batch in enumerate(several):
+            trainer.train_step(iteration, [batch])
+        after = distances()
+    assert all(after[width] < 0.9 * before[width] for width in (8, 12)), (before, after)
 
 
 def test_after_one_gradient_that_is_not_finite_training_goes_on(stage):

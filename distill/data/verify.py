@@ -14,6 +14,7 @@ from ..models.base_model import load_base, quiet_libraries
 from ..models.latents import decode_frames
 from . import latent_shards
 from .generate_request import RECORD
+from .latent_pool import Shape, name_of
 from .latent_shards import Shard
 
 SHEET = "clips.png"
@@ -62,7 +63,7 @@ def describe_shards(where: str | Path, base: str | None = None) -> str:
             "folder; give a folder, or leave out --base."
         )
     shards = latent_shards.open_shards(str(where))
-    shapes: Counter[tuple[int, ...]] = Counter()
+    shapes: Counter[Shape] = Counter()
     captions: Counter[str] = Counter()
     for shard in shards:
         shapes[shard.shape] += len(shard)
@@ -71,7 +72,7 @@ def describe_shards(where: str | Path, base: str | None = None) -> str:
     lines = [
         f"clips     {sum(shapes.values())}",
         f"shards    {len(shards)}",
-        *(f"shape     {'x'.join(map(str, s))}: {n}" for s, n in sorted(shapes.items())),
+        *(f"shape     {name_of(s)}: {n}" for s, n in sorted(shapes.items())),
         f"flipped   {flipped}",
         f"captions  {len(captions)} different",
         f"size      {sum(s.size for s in shards) / 2**30:.3f} GiB",

@@ -39,7 +39,7 @@ def check(config: TrainConfig, world_size: int) -> Pools:
 def _open_pool(config: TrainConfig, name: str) -> ClipPool | PromptPool:
     pool = config.pools[name]
     if pool.shards is not None:
-        return ClipPool(pool.shards)
+        return ClipPool(pool.shards, pool.shape_weights)
     base = next((s.base for s in config.slots if s.pool == name), config.slots[0].base)
     configs = next((s.config for s in config.slots if s.base == base), None)
     factor = latent_factor(base_path(base), configs)

@@ -89,16 +89,21 @@ class _Table(BaseModel):
 class Pool(_Table):
     """Clips that base models draw from: shards as ClipPool takes them, and whether to flip.
 
-    prompts: a text file with a caption in each line, in place of shards; enough for distribution.
+    shape_weights: how often clips of a shape are drawn, such as {"16x4x64x64" = 2.0}; 1 for as
+    often as there are clips; prompts: a text file with a caption in each line, in place of shards;
+    enough for distribution.
     """
 
     shards: str | None = None
     prompts: Path | None = None
     flip: bool = True
+    shape_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
 
     def _problems(self) -> Iterator[str]:
         if (self.shards is None) == (self.prompts is None):
             yield " needs shards or prompts, and only one of them."
+        if self.prompts is not None and self.shape_weights:
+            yield " has prompts, whose clips have one shape; remove shape_weights."
 
 
 class Slot(_Table):
@@ -416,7 +421,7 @@ class TrainConfig(_Table):
         if self.validation is None or not self.validation.keep_best:  # it changes no weight
             del values["validation"]
         for pool in values["pools"].values():
-            _leave_out_defaults(pool, Pool, ("prompts",))
+            _leave_out_defaults(pool, Pool, ("prompts", "shape_weights"))
         _leave_out_defaults(values["discriminator"], DiscriminatorTable, ("pairing",))
         for stage in values["stages"]:
             newer = ("start", "timestep_weights", "dtype", *_OF_STAGE["distribution"])
