@@ -1,6 +1,5 @@
 """What a distillation measures on base models that it does not train with, and what it keeps."""
 
-import json
 import math
 import shutil
 
@@ -61,7 +60,8 @@ def training(undisturbed):
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / validation.FILE).read_text().splitlines()]
+    """Return the measurements, without the lines that tell who made them."""
+    return [line for line in validation.read_lines(folder) if "stage" in line]
 
 
 def student(folder):
@@ -70,9 +70,13 @@ def student(folder):
 
 @pytest.mark.slow
 def test_it_is_measured_at_the_start_when_due_and_at_the_end(undisturbed):
-    folder, _ = undisturbed
+    folder = undisturbed[0]
     told = lines(folder)
     assert [line["iteration"] for line in told] == [0, 2, 4, 5]
+    header = validation.read_lines(folder)[0]
+    assert header["versions"]["torch"] == torch.__version__
+    assert header["config"] == train_config.read_config(undisturbed[1]).digest()
+    assert told[0]["moved"] == 0 < told[1]["moved"]
     for line in told:
         assert line["base"] == "miniature:moss"
         assert len(line["guidance"]) == len(line["landing"]) == 2  # of each step
@@ -84,6 +88,7 @@ def test_the_undistilled_module_has_learned_no_guidance_and_its_teacher_has_all(
     networks = training.networks(Place(0, 0, 0))
     validator = validation.Validator(training.setup.config, CPU)
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    validator.begin(module)
     plain = validator.measure(networks, module)["miniature:moss"]
     assert plain.guidance == pytest.approx([1.0, 1.0])
     assert all(apart > 0.01 for apart in plain.landing)
@@ -98,6 +103,7 @@ def test_a_step_that_lands_where_its_teacher_does_has_no_distance(training):
     networks.stage = networks.stage.model_copy(update={"cfg": 1.0, "student_steps": 4})
     validator = validation.Validator(training.setup.config, CPU)
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
+    validator.begin(module)
     found = validator.measure(networks, module)["miniature:moss"]
     assert len(found.landing) == 4
     assert found.landing == pytest.approx([0.0] * 4, abs=1e-5)
@@ -161,6 +167,7 @@ def test_two_processes_share_the_clips_and_both_know_the_figures(undisturbed, tm
         with stages.start_stage(setup.load_setup(config, CPU, resume=True), 0) as training:
             module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
             networks = training.networks(Place(0, 0, 0))
+            validator.begin(module)
             torch.save(dict(validator.measure(networks, module)), tmp_path / f"{rank}.pt")
         distributed.stop()
 
@@ -182,8 +189,21 @@ def test_the_captions_are_those_that_the_miniature_keeps_for_it():
     assert set(validation.captions_of(table)) <= split.captions("validation")
 
 
+@pytest.mark.parametrize(("distance", "useless"), [(99.0, True), (50.0, False)])
+def test_a_stage_that_did_next_to_nothing_is_told(tmp_path, distance, useless):
+    record = validation.Record(tmp_path, Place(0, 0, 0))
+    for count, frechet in ((0, 100.0), (2, distance), (4, distance + 1)):
+        figures = validation.Figures(0.0012 * count, frechet, [1.0, 1.5], [0.5, 0.25])
+        record.add(Place(1, 0, count), {"miniature:moss": figures})
+    told = validation.describe(tmp_path, 1)
+    assert f"the distance went from 100 to {distance:.4g}" in told[0]
+    assert "guidance from 1.25 to 1.25" in told[0]
+    assert ("moved by 0.48%" in told[-1]) == (len(told) == 2) == useless
+    assert validation.describe(tmp_path, 0) == []
+
+
 def test_half_a_line_of_a_kill_is_dropped(tmp_path):
-    figures = validation.Figures(1.0, [1.0], [0.5])
+    figures = validation.Figures(0.1, 1.0, [1.0], [0.5])
     record = validation.Record(tmp_path, Place(0, 0, 0))
     for count in (0, 2, 4):
         record.add(Place(0, 0, count), {"miniature:moss": figures})

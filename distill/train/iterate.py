@@ -93,7 +93,7 @@ class Report:
         if networks.stage.loss_of(phase) == "adversarial":
             label += ", D" if phase.conditional else ", D'"
         self._curves = Curves(setup.folder.root, place) if self._first else None
-        self._record = Record(setup.folder.root, place) if self._first else None
+        self._record = _record_of(setup, place) if self._first else None
         self._bar = tqdm(
             total=phase.iterations,
             initial=place.count,
@@ -145,6 +145,14 @@ class Report:
         file = self._setup.folder.sheets / f"{name}-{place.phase}-{place.count:08d}.png"
         sheets.write_sheet(file, picture)
         self._curves.picture(name, picture)
+
+
+def _record_of(setup: Setup, place: Place) -> Record | None:
+    if setup.validator is None:
+        return None
+    record = Record(setup.folder.root, place)
+    record.begin(setup.config, setup.device)
+    return record
 
 
 def read_ahead(setup: Setup, place: Place) -> ReadAhead:

@@ -18,7 +18,7 @@ from ...motion_module.module import MotionModule
 from ..engine import distributed
 from ..miniature.names import base_path, motion_module_path
 from ..models.base_model import quiet_libraries
-from . import checks
+from . import checks, validation
 from .config import Stage, TrainConfig
 from .discriminator import Discriminator, Encoder
 from .iterate import train_phase
@@ -50,6 +50,7 @@ def run_stages(config: TrainConfig, device: torch.device, resume: bool = True) -
                         train_phase(setup, trainer, place)
                         training.finish_phase(place, trainer)
             save_student(setup, stage, training.student)
+            tell_stage(setup, number)
     finally:
         distributed.stop()
 
@@ -168,6 +169,8 @@ def start_stage(setup: Setup, number: int) -> Iterator[StageTraining]:
     file = stage.start or checks.teacher_file(setup.config, number, stage.teacher_steps)
     student = checkpoint.load(file).build(dtype=torch.float32).to(setup.device)
     student.requires_grad_(True)
+    if setup.validator is not None:
+        setup.validator.begin(student)
     by_unet = {id(b.unet): MovingBase(b, student) for b in setup.bases.values()}
     bases = {slot: by_unet[id(base.unet)] for slot, base in setup.bases.items()}
     try:
@@ -200,6 +203,13 @@ def save_student(setup: Setup, stage: Stage, student: MotionModule) -> None:
         file = setup.folder.save_student(stage.name, student, metadata(setup.config, stage))
         print(f"wrote {file} ({stage.teacher_steps} -> {stage.student_steps} steps, {stage.loss}).")
     distributed.barrier()
+
+
+def tell_stage(setup: Setup, number: int) -> None:
+    """Print what a stage did on the base models of the validation, if there are any."""
+    if distributed.rank() == 0 and setup.validator is not None:
+        for sentence in validation.describe(setup.folder.root, number):
+            print(f"{setup.config.stages[number].name}: {sentence}")
 
 
 def metadata(config: TrainConfig, stage: Stage) -> dict[str, object]:

@@ -8,7 +8,9 @@ shows it here first: its training loss never sees another base model.
 
 import copy
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,18 +43,22 @@ FILE = "validation.jsonl"
 OTHER_SEEDS = 1_000_000  # how far the seeds of the clips that are compared with are from the others
 _AT_ONCE = 8
 _WALKS = 8  # clips on which each step is looked at
+_GAIN = 0.05  # a distance that fell by less has hardly changed: it varies by that from seed to seed
+_VERSIONS = ("torch", "diffusers", "transformers")
 _CONSISTENCY_STEPS = 4  # its students have no step count of their own
 
 
 class Figures(NamedTuple):
     """What a student reached on a base model.
 
-    frechet: distance of its clips; guidance: of each step, 1 for none and the teacher's cfg for
-    all of it: the projection of x0 on what guidance adds to the undistilled teacher's; landing: of
-    each step, root mean square of student's minus teacher's latents. Both are empty for a
-    consistency student.
+    moved: its weights' distance from where the stage began, as a share of their norm, the same for
+    every base model; frechet: distance of its clips; guidance: of each step, 1 for none and the
+    teacher's cfg for all of it: the projection of x0 on what guidance adds to the undistilled
+    teacher's; landing: of each step, root mean square of student's minus teacher's latents. Both
+    are empty for a consistency student.
     """
 
+    moved: float
     frechet: float
     guidance: list[float]
     landing: list[float]
@@ -74,6 +80,7 @@ class Validator:
         self._features = features.network(self._table.i3d, device)
         self._captions = captions_of(self._table)
         self._references = {name: self._reference(name) for name in self._bases}
+        self._start: dict[str, Tensor] = {}
 
     @property
     def every(self) -> int:
@@ -88,6 +95,19 @@ class Validator:
         """The guidance of the undistilled teacher."""
         return cfg_of(self._config)
 
+    def begin(self, module: MotionModule) -> None:
+        """Remember what a stage's student starts as."""
+        self._start = {k: w.detach().to("cpu", copy=True) for k, w in module.named_parameters()}
+
+    def displacement(self, module: MotionModule) -> float:
+        """Return how far the weights are from where the stage began, as a share of their norm."""
+        moved = norm = 0.0
+        for name, weight in module.named_parameters():
+            start = self._start[name]
+            moved += (weight.detach().cpu() - start).double().square().sum().item()
+            norm += start.double().square().sum().item()
+        return (moved / norm) ** 0.5
+
     def measure(self, networks: Networks, module: MotionModule) -> dict[str, Figures]:
         """Return the figures of a student on each base model; every process must ask."""
         with networks.autocast():
@@ -97,9 +117,10 @@ class Validator:
         stage = networks.stage
         clips = self._features_of(name, module, _settings(self._config, stage), first_seed=0)
         distance = frechet.between(clips, self._references[name])
+        moved = self.displacement(module)
         if stage.loss == "consistency":
-            return Figures(distance, [], [])
-        return Figures(distance, *self._along(name, networks, module))
+            return Figures(moved, distance, [], [])
+        return Figures(moved, distance, *self._along(name, networks, module))
 
     def _reference(self, name: str) -> Tensor:
         """Return features (n, d) of true clips, else of the undistilled teacher's."""
@@ -181,7 +202,8 @@ class Validator:
 class Record:
     """The lines of validation.jsonl, one a measurement; used by the first process alone.
 
-    A run that goes on from a checkpoint drops the lines behind it and writes them again.
+    A run that goes on from a checkpoint drops the lines behind it and writes them again. Before
+    them, each start of the program writes a line with its versions, its machine and the config.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:
@@ -195,12 +217,24 @@ class Record:
         with atomic_path(self.file) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
+    def begin(self, config: TrainConfig, device: torch.device) -> None:
+        """Write what the following lines are made by."""
+        told = {
+            "versions": {name: metadata.version(name) for name in _VERSIONS},
+            "machine": _name_of(device),
+            "processes": distributed.world_size(),
+            "config": config.digest(),
+        }
+        self._write([told])
+
     def add(self, place: Place, found: Mapping[str, Figures]) -> None:
         """Write what was measured at a place."""
         at = {"stage": place.stage, "phase": place.phase, "iteration": place.count}
+        self._write([at | {"base": base} | figures._asdict() for base, figures in found.items()])
+
+    def _write(self, lines: Sequence[Mapping[str, object]]) -> None:
         with self.file.open("a", encoding="utf-8") as target:
-            for base, figures in found.items():
-                target.write(json.dumps(at | {"base": base} | figures._asdict()) + "\n")
+            target.writelines(json.dumps(line) + "\n" for line in lines)
 
 
 def validate(validator: Validator, trainer: PhaseTrainer, place: Place) -> dict[str, Figures]:
@@ -215,6 +249,49 @@ def validate(validator: Validator, trainer: PhaseTrainer, place: Place) -> dict[
         distance = sum(f.frechet for f in found.values()) / len(found)
         trainer.remember(distance, place.count, module)
     return found
+
+
+def describe(folder: Path, stage: int) -> list[str]:
+    """Return a sentence for each base model: what a stage changed, from its first line to its best.
+
+    And one more where it changed next to nothing.
+    """
+    told = [line for line in read_lines(folder) if line.get("stage") == stage]
+    sentences, gains = [], []
+    for base in dict.fromkeys(line["base"] for line in told):
+        lines = [line for line in told if line["base"] == base]
+        first, last = lines[0], min(lines[1:], key=lambda line: line["frechet"], default=lines[0])
+        sentences.append(
+            f"on {base} the distance went from {first['frechet']:.4g} to {last['frechet']:.4g}, "
+            f"guidance from {_means(first['guidance'])} to {_means(last['guidance'])}, landings "
+            f"from {_means(first['landing'])} to {_means(last['landing'])}."
+        )
+        gains.append(1 - last["frechet"] / first["frechet"])
+    if told and max(gains) < _GAIN:
+        sentences.append(
+            f"the weights moved by {told[-1]['moved']:.2%}, and no distance fell by {_GAIN:.0%}; "
+            "raise learning_rate or iterations, or leave the stage out."
+        )
+    return sentences
+
+
+def read_lines(folder: Path) -> list[dict]:
+    """Return what validation.jsonl tells, none where there is no such file."""
+    file = folder / FILE
+    if not file.is_file():
+        return []
+    with one_sentence(str(file), "delete it; the run goes on without its earlier lines"):
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _means(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3g}" if values else "none"
+
+
+def _name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def captions_of(table: ValidationTable) -> list[str]:
@@ -262,5 +339,7 @@ def _batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
 def _is_before(line: str, resumed: Place) -> bool:
     """Tell whether a line was written before a checkpoint was; a phase's start is measured anew."""
     told = json.loads(line)
+    if "stage" not in told:
+        return True
     place = Place(told["stage"], told["phase"], told["iteration"])
     return place < resumed or (place == resumed and place.count > 0)
