@@ -57,8 +57,13 @@ _OF_CRITIC = {
 _OF_STAGE = {
     "adversarial": ("renoise",),
     "distribution": ("real_cfg", "fake_start", "noise_above", "noise_floor", "normaliser_floor"),
+    "consistency": ("target",),
 }
-_WHAT_IS_MISSING = {"adversarial": "a discriminator", "distribution": "a fake motion module"}
+_WHAT_IS_MISSING = {
+    "adversarial": "a discriminator",
+    "distribution": "a fake motion module",
+    "consistency": "the loss consistency",
+}
 
 
 class ConfigError(ValueError):
@@ -227,7 +232,8 @@ class Stage(_Table):
     whose score is the real one, None: cfg; fake_start: what the fake motion module starts
     from; noise_above: how far above its landing a student's clip is noised at least, and
     noise_floor the same where it lands clean, of 1000; normaliser_floor: the least that a gradient
-    is divided by.
+    is divided by. Of "consistency": target: whose x0 the student's is drawn to, its own or that of
+    its average (ema).
     """
 
     teacher_steps: Steps
@@ -251,6 +257,7 @@ class Stage(_Table):
     noise_above: Steps = 50
     noise_floor: Steps = 20
     normaliser_floor: Annotated[float, Field(gt=0)] = 0.02
+    target: Literal["student", "average"] = "student"
 
     def loss_of(self, phase: Phase) -> str:
         return phase.loss or self.loss
@@ -301,6 +308,8 @@ class Stage(_Table):
             if ignored and self.loss != loss:
                 keys_set = " and ".join(ignored)
                 yield f" sets {keys_set}, which needs {_WHAT_IS_MISSING[loss]}; remove it."
+        if self.target == "average" and not self.ema:
+            yield " has the average as its target, but no ema; add ema, such as 0.95."
         steps = self.teacher_steps if self.loss == "consistency" else self.student_steps
         starts = len(self.timesteps or range(steps))
         if self.timestep_weights and len(self.timestep_weights) != starts:
@@ -424,7 +433,7 @@ class TrainConfig(_Table):
             _leave_out_defaults(pool, Pool, ("prompts", "shape_weights"))
         _leave_out_defaults(values["discriminator"], DiscriminatorTable, ("pairing",))
         for stage in values["stages"]:
-            newer = ("start", "timestep_weights", "dtype", *_OF_STAGE["distribution"])
+            newer = ("start", "timestep_weights", "dtype", "target", *_OF_STAGE["distribution"])
             _leave_out_defaults(stage, Stage, newer)
             for phase in stage["phases"]:
                 newer = ("discriminator_head_start", "loss", "mse_weight", "fresh_learning_rate")

@@ -34,6 +34,7 @@ class Networks:
     loss asks for a discriminator, or a fake, both are None. relativistic: how D is paired.
 
     real: the undistilled motion module, whose guided score the fake's is compared with, or None;
+    averaged: a motion module of the student's averaged weights, where a loss asks for it, or None;
     bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
     D's backbone was trained with); base_index: by slot, as D counts them.
     """
@@ -53,6 +54,7 @@ class Networks:
     base_index: dict[int, int]
     relativistic: bool
     autocast: Callable[[], contextlib.AbstractContextManager]
+    averaged: MotionModule | None = None
 
     @property
     def critic(self) -> nn.Module | None:
@@ -118,8 +120,8 @@ def mse_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
 def consistency_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
     """Return how much x0 differs before and after one guided move of the teacher.
 
-    The baseline: latent consistency distillation (arXiv 2310.04378, AnimateLCM 2402.00769), with
-    the student itself, held still, as the target network.
+    The baseline: latent consistency distillation (arXiv 2310.04378, AnimateLCM 2402.00769). The
+    target network is the student itself, held still, or its average.
     """
     base = networks.bases[batch.slot]
     text = base.encode(batch.captions)
@@ -128,9 +130,9 @@ def consistency_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figu
     x0, _ = trajectory.follow(
         lambda x, t: networks.student(batch.slot, x, t, text), batch.x_t, to_clean
     )
-    with torch.no_grad():
-        eps = networks.plain_student(batch.slot, moved, t_next, text)
-        target = trajectory.to_clean(moved, eps, t_next)
+    of_target = networks.averaged or networks.plain_student.motion_module
+    with torch.no_grad(), base.moved_by(of_target):
+        target = trajectory.to_clean(moved, base.predict_eps(moved, t_next, text), t_next)
     return huber(x0, target), {}
 
 

@@ -5,6 +5,7 @@ determines everything that follows.
 """
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -75,7 +76,12 @@ class PhaseTrainer:
                 _groups(networks.plain_critic, stage, phase), stage, phase
             )
         self._weights = dict(networks.plain_student.motion_module.named_parameters())
-        self.average = start_average(self._weights) if stage.ema else {}
+        self.average: dict[str, Tensor] = start_average(self._weights) if stage.ema else {}
+        if stage.target == "average":
+            networks.averaged = copy.deepcopy(networks.plain_student.motion_module)
+            networks.averaged.requires_grad_(False)
+            # the same storage, which every update of the average then reaches
+            self.average = {k: w.detach() for k, w in networks.averaged.named_parameters()}
         self.best: Best | None = None
         self.saturated_iterations = self.skipped = self.skipped_in_a_row = 0
 
@@ -151,7 +157,7 @@ class PhaseTrainer:
             networks.plain_critic.load_state_dict(state["critic"])
             self.critic_optimizer.load_state_dict(state["critic_optimizer"])
         device = self._device
-        self.average = _on(device, state["average"])
+        copy_average(_on(device, state["average"]), self.average)
         if state["best"] is not None:
             best = Best(**state["best"])
             self.best = best._replace(weights=_on(device, best.weights))
