@@ -145,6 +145,10 @@ def test_too_few_clips_are_told_with_the_fix(folder):
     assert len(pool.group(0, 8, (0,))) == 8
     with pytest.raises(ValueError, match=r"holds 8 clips of one shape \(2x4x3x3\), but a batch"):
         pool.group(0, 9, (0,))
+    weighed = ClipPool(str(folder), {"2x4x3x5": 2.0})
+    assert weighed.group(0, 5, (0,))
+    with pytest.raises(ValueError, match=r"holds 5 clips of one shape \(2x4x3x5\), but a batch"):
+        weighed.group(0, 6, (0,))
     os.unlink(folder / "a-1.tar")
     with pytest.raises(ValueError, match="holds 8 clips, but a batch needs 9; make more clips"):
         ClipPool(str(folder)).group(0, 9, (0,))

@@ -194,7 +194,7 @@ def half(undisturbed):
 def test_the_fakes_half_changes_the_fake_alone(half):
     before = half.weights()
     half.learn_fake()
-    half.trainer._optimize(half.trainer.critic_optimizer, 0, 1e-3)
+    half.trainer._optimize("critic", 0, 1e-3)
     after = half.weights()
     assert not same(before["fake"], after["fake"])
     for part in ("student", "teacher", "bases"):
@@ -206,7 +206,7 @@ def test_the_fakes_half_changes_the_fake_alone(half):
 def test_the_students_half_changes_the_student_alone(half):
     before = half.weights()
     figures = half.learn_student()
-    half.trainer._optimize(half.trainer.optimizer, 0, 1e-3)
+    half.trainer._optimize("student", 0, 1e-3)
     after = half.weights()
     assert not same(before["student"], after["student"])
     for part in ("fake", "teacher", "bases"):

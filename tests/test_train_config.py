@@ -7,7 +7,8 @@ import pytest
 import torch
 from animatediff_lightning.distill.cli import program
 from animatediff_lightning.distill.miniature import shipped
-from animatediff_lightning.distill.train import batches, checks, stages
+from animatediff_lightning.distill.models import devices
+from animatediff_lightning.distill.train import batches, checks
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train.config import ConfigError, TrainConfig
 from animatediff_lightning.motion_module import checkpoint
@@ -215,16 +216,14 @@ def test_a_stage_may_compute_in_another_dtype_and_what_is_frozen_has_the_widest(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "autocast", "precision"),
-    [("bfloat16", True, "highest"), ("float32", False, "highest"), ("tf32", False, "high")],
+    ("dtype", "precision"), [("bfloat16", "highest"), ("float32", "highest"), ("tf32", "high")]
 )
-def test_what_a_stage_computes_in_holds_for_the_stage_alone(dtype, autocast, precision):
-    before = torch.get_float32_matmul_precision()
-    with stages._computing_in(dtype, "cpu"):
-        assert torch.is_autocast_enabled("cpu") == autocast
+def test_what_a_stage_computes_in_holds_for_the_stage_alone(dtype, precision):
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with devices.computing_in(dtype):
         assert torch.get_float32_matmul_precision() == precision
-    assert torch.get_float32_matmul_precision() == before
-    assert not torch.is_autocast_enabled("cpu")
+        assert torch.backends.cudnn.allow_tf32 == (dtype == "tf32")
+    assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
 
 
 def test_the_fingerprint_does_not_know_where_a_run_lies():

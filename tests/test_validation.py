@@ -8,6 +8,8 @@ import torch
 from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.engine import distributed
 from animatediff_lightning.distill.miniature import shipped, split
+from animatediff_lightning.distill.miniature.names import base_path
+from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.train import checks, plan, setup, stages, validation
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train.config import ConfigError, ValidationTable
@@ -59,6 +61,10 @@ def training(undisturbed):
         yield training
 
 
+def make_validator(config):
+    return validation.Validator(config, CPU, lambda name: load_base(base_path(name)))
+
+
 def lines(folder):
     """Return the measurements, without the lines that tell who made them."""
     return [line for line in validation.read_lines(folder) if "stage" in line]
@@ -86,7 +92,7 @@ def test_it_is_measured_at_the_start_when_due_and_at_the_end(undisturbed):
 @pytest.mark.slow
 def test_the_undistilled_module_has_learned_no_guidance_and_its_teacher_has_all(training):
     networks = training.networks(Place(0, 0, 0))
-    validator = validation.Validator(training.setup.config, CPU)
+    validator = make_validator(training.setup.config)
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     validator.begin(module)
     plain = validator.measure(networks, module)["miniature:moss"]
@@ -101,12 +107,24 @@ def test_a_step_that_lands_where_its_teacher_does_has_no_distance(training):
     """The undistilled module against itself: no guidance, and as many steps."""
     networks = training.networks(Place(0, 0, 0))
     networks.stage = networks.stage.model_copy(update={"cfg": 1.0, "student_steps": 4})
-    validator = validation.Validator(training.setup.config, CPU)
+    validator = make_validator(training.setup.config)
     module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
     validator.begin(module)
     found = validator.measure(networks, module)["miniature:moss"]
     assert len(found.landing) == 4
     assert found.landing == pytest.approx([0.0] * 4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_it_measures_the_average_with_checkpointed_activations_too(undisturbed, clips, tmp_path):
+    """What computes activations anew must not lead a copy back to the student that is trained."""
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    text = file.read_text().replace("checkpointing = false", "checkpointing = true")
+    file.write_text(text)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    for plain, found in zip(lines(undisturbed[0]), lines(tmp_path / "out"), strict=True):
+        assert found["frechet"] == pytest.approx(plain["frechet"], rel=1e-2)
+        assert found["landing"] == pytest.approx(plain["landing"], rel=1e-2)
 
 
 @pytest.mark.slow
@@ -163,7 +181,7 @@ def test_two_processes_share_the_clips_and_both_know_the_figures(undisturbed, tm
 
     def work(rank):
         distributed.start(CPU)
-        validator = validation.Validator(config, CPU)
+        validator = make_validator(config)
         with stages.start_stage(setup.load_setup(config, CPU, resume=True), 0) as training:
             module = checkpoint.load(shipped.motion_module()).build(dtype=torch.float32)
             networks = training.networks(Place(0, 0, 0))
@@ -190,16 +208,24 @@ def test_the_captions_are_those_that_the_miniature_keeps_for_it():
 
 
 @pytest.mark.parametrize(("distance", "useless"), [(99.0, True), (50.0, False)])
-def test_a_stage_that_did_next_to_nothing_is_told(tmp_path, distance, useless):
+def test_a_stage_tells_what_it_did_and_where_that_is_next_to_nothing(
+    clips, tmp_path, distance, useless
+):
     record = validation.Record(tmp_path, Place(0, 0, 0))
     for count, frechet in ((0, 100.0), (2, distance), (4, distance + 1)):
         figures = validation.Figures(0.0012 * count, frechet, [1.0, 1.5], [0.5, 0.25])
         record.add(Place(1, 0, count), {"miniature:moss": figures})
-    told = validation.describe(tmp_path, 1)
-    assert f"the distance went from 100 to {distance:.4g}" in told[0]
-    assert "guidance from 1.25 to 1.25" in told[0]
-    assert ("moved by 0.48%" in told[-1]) == (len(told) == 2) == useless
-    assert validation.describe(tmp_path, 0) == []
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips)
+    config = train_config.read_config(file)
+    told = validation.describe(tmp_path, config, 1)
+    assert f"moss went from 100 to {distance:.4g}, guidance from 1.25 to 1.25" in told[0]
+    assert "moved by 0.24%" in told[0]
+    assert (len(told) == 2) == useless
+    assert not useless or "no distance fell by 5%" in told[1]
+    assert validation.describe(tmp_path, config, 0) == []
+    table = config.validation.model_copy(update={"keep_best": False})
+    last = validation.describe(tmp_path, config.model_copy(update={"validation": table}), 1)
+    assert f"from 100 to {distance + 1:.4g}" in last[0]
 
 
 def test_half_a_line_of_a_kill_is_dropped(tmp_path):
@@ -241,6 +267,34 @@ def test_files_that_are_missing_are_told_all_at_once(clips, tmp_path):
         assert any(name in problem for problem in caught.value.problems)
     missing = plan.list_missing_files(train_config.read_config(file))
     assert {"other.safetensors", "no.txt", "no.safetensors"} <= set(missing)
+
+
+@pytest.mark.parametrize(
+    ("table", "changes", "problem"),
+    [
+        ('prompts = "strange.txt"', {}, "'a red car', which names no colour, animal and"),
+        ("", {"frames = 16": "frames = 8"}, "clips of the miniature, which have 16 frames"),
+        (
+            'i3d = "weights.safetensors"',
+            {"frames = 16": "frames = 8"},
+            "needs clips of at least 9 frames, not 8",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_told_before_it_begins(
+    clips, tmp_path, monkeypatch, table, changes, problem
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "strange.txt").write_text("a red fish swimming left\na red car\n")
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    file = write_config(tmp_path / "run.toml", tmp_path / "out", clips, f"{TABLE}{table}\n")
+    text = file.read_text()
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        checks.check(train_config.read_config(file), world_size=1)
+    assert any(problem in told for told in caught.value.problems)
 
 
 def test_a_validation_that_keeps_nothing_is_no_other_training(clips, tmp_path):

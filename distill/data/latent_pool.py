@@ -64,7 +64,7 @@ class Bucket:
         return sum(self.counts)
 
     def groups(self, size: int) -> int:
-        """Return how many groups of `size` clips an epoch of the pool has of them."""
+        """Return how many groups of `size` clips an epoch has of them: one at least, or none."""
         full = self.clips // size
         return max(1, round(self.weight * full)) if full else 0
 
@@ -125,8 +125,9 @@ class ClipPool:
         that fills no group, before it begins again. ValueError where no shape fills a group.
         """
         groups = [bucket.groups(size) for bucket in self._buckets]
-        if not any(groups):
-            raise ValueError(self._too_few(size))
+        weighed = any(b.weight != 1 and not n for b, n in zip(self._buckets, groups, strict=True))
+        if weighed or not any(groups):
+            raise ValueError(self._too_few(size, weighed))
         epoch, within = divmod(number, sum(groups))
         turns = seeded(*seed, epoch).permutation(np.repeat(np.arange(len(groups)), groups))
         chosen = int(turns[within])
@@ -154,8 +155,10 @@ class ClipPool:
         """Return the clip at a place; any thread may."""
         return LatentClip(self._shards[ref.shard], ref.clip)
 
-    def _too_few(self, size: int) -> str:
-        most = max(self._buckets, key=lambda bucket: bucket.clips)
+    def _too_few(self, size: int, weighed: bool) -> str:
+        """Return that the largest shape, or one that has a weight, has too few clips."""
+        several = [b for b in self._buckets if not weighed or (b.weight != 1 and b.clips < size)]
+        most = max(several, key=lambda bucket: bucket.clips)
         shape = f" of one shape ({name_of(most.shape)})" if len(self._buckets) > 1 else ""
         return (
             f"{self._where} holds {most.clips} clips{shape}, but a batch needs {size}; make more "

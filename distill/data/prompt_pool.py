@@ -11,9 +11,7 @@ from torch import Tensor
 
 from ..sampling.request import read_prompts
 from . import mirrored_captions
-from .latent_pool import ClipRef, seeded
-
-Shape = tuple[int, int, int, int]
+from .latent_pool import ClipRef, Shape, seeded
 
 
 class PromptClip:

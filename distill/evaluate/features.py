@@ -14,7 +14,7 @@ Features = Callable[[Tensor], Tensor]
 
 
 def network(i3d_file: Path | None, device: torch.device) -> Features:
-    """Return what makes features (n, d) of clips, uint8 (n, frames, h, w, 3).
+    """Return what makes features (n, d) of clips, uint8 (n, frames, h, w, 3), both on the CPU.
 
     i3d_file: weights of the Kinetics I3D, None: the miniature's probe.
     """
@@ -23,17 +23,12 @@ def network(i3d_file: Path | None, device: torch.device) -> Features:
     loaded = i3d.I3D().requires_grad_(False).eval()
     loaded.load_state_dict(i3d_weights.load_weights(i3d_file))
     loaded.to(device)
-    return lambda clips: i3d.logits(loaded, clips)
+    return lambda clips: i3d.logits(loaded, clips).cpu()
 
 
 def of_true_clips(
-    features: Features,
-    captions: Sequence[str],
-    style: str,
-    seed: int,
-    at_once: int,
-    device: torch.device,
+    features: Features, captions: Sequence[str], style: str, seed: int, at_once: int
 ) -> Tensor:
     """Return features (n, d) of clips as the miniature's world draws them, in a style."""
     clips = to_frames(metrics.other_true_clips(captions, style, seed))
-    return torch.cat([features(few.to(device)).cpu() for few in clips.split(at_once)])
+    return torch.cat([features(few) for few in clips.split(at_once)])

@@ -157,7 +157,7 @@ class Bench:
             return []
         style, at_once, seed = _short(name), self.request.at_once, self.request.seed
         return [
-            features.of_true_clips(self._features, self.prompts, style, s, at_once, self._device)
+            features.of_true_clips(self._features, self.prompts, style, s, at_once)
             for s in (seed, seed + OTHER_SEEDS)
         ]
 
@@ -187,7 +187,7 @@ class Bench:
         with bar:
             for first in range(len(kept), len(self.prompts), step):
                 clips = self._clips(loaded, module, method, first, shift)
-                new = self._features(clips).cpu().numpy()
+                new = self._features(clips).numpy()
                 kept = np.concatenate([kept, new]) if len(kept) else new
                 room = max(0, _SHOWN_CLIPS - len(shown))
                 few = clips[:room, :: max(1, clips.shape[1] // SHOWN_FRAMES)].numpy()

@@ -23,7 +23,7 @@ _CONV_IN = UNET + "input_blocks.0.0.weight"
 def empty_unet(base: Path) -> UNet2DConditionModel:
     """Return a base model's UNet without weights; ValueError where there is none at the path."""
     if not base.exists():
-        raise ValueError(f"the base model {base} was not found; check the path in slots.")
+        raise ValueError(f"the base model {base} was not found; check its path.")
     config = base / "unet" / "config.json"
     if base.is_dir() and not config.is_file():
         raise ValueError(f"{base} has no unet/config.json; give a diffusers folder or a file.")

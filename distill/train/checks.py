@@ -11,7 +11,9 @@ from ...motion_module import checkpoint
 from ...motion_module.checkpoint import MotionCheckpoint
 from ..data.latent_pool import ClipPool
 from ..data.prompt_pool import PromptPool
-from ..miniature.names import base_path, motion_module_path
+from ..evaluate import i3d
+from ..miniature import world
+from ..miniature.names import base_path, is_miniature, motion_module_path
 from ..models.headers import check_configs, check_fit, empty_unet, latent_factor
 from ..models.latent_size import check_size
 from ..models.tokenizer import load_tokenizer
@@ -140,12 +142,34 @@ def _problems_of_validation(config: TrainConfig) -> Iterator[str]:
     table = config.validation
     if table is None:
         return
-    prompts = table.prompts
-    if prompts is not None:
-        _, problems = _attempt(lambda: read_prompts(prompts))
+    captions: list[str] = []
+    if table.prompts is not None:
+        prompts = table.prompts
+        found, problems = _attempt(lambda: read_prompts(prompts))
         yield from problems
-    if table.i3d is not None and not table.i3d.is_file():
-        yield f"validation.i3d names {table.i3d}, which was not found; put the weights there."
+        captions = found or []
+    if table.i3d is not None:
+        if not table.i3d.is_file():
+            yield f"validation.i3d names {table.i3d}, which was not found; put the weights there."
+        if config.frames < i3d.FEWEST_FRAMES:
+            yield (
+                f"validation.i3d needs clips of at least {i3d.FEWEST_FRAMES} frames, not "
+                f"{config.frames}; raise frames, or leave validation out."
+            )
+    if not any(map(is_miniature, table.bases)):
+        return
+    strange = next((c for c in captions if not world.tells_scene(c)), None)
+    if strange is not None:
+        yield (
+            f"validation.prompts has the caption {strange!r}, which names no colour, animal and "
+            "direction of the miniature; leave it out."
+        )
+    size = (config.frames, config.height, config.width)
+    if table.i3d is None and size != (world.FRAMES, world.SIZE, world.SIZE):
+        yield (
+            f"validation measures clips of the miniature, which have {world.FRAMES} frames of "
+            f"{world.SIZE} x {world.SIZE}; set frames, width and height to that."
+        )
 
 
 def _problems_of_shapes(

@@ -182,11 +182,12 @@ class Phase(_Table):
 class ValidationTable(_Table):
     """What a student is measured on while it trains: base models and captions that it never sees.
 
-    bases: as in slots; prompts: a text file with a caption in each line, None: those that the
-    miniature keeps for it; every: updates between two measurements; clips: for each base model;
-    steps, cfg: of the undistilled teacher, whose clips are compared with where no true clips are
-    known, None: the first stage's guidance; i3d: weights of the Kinetics I3D, None: the miniature's
-    probe; keep_best: whether the phase's result is the student that measured best, else the last.
+    bases: files, diffusers folders or "miniature:STYLE"; prompts: a text file with a caption in
+    each line, None: those that the miniature keeps for it; every: updates between two measurements;
+    clips: for each base model; steps, cfg: of the undistilled teacher, whose clips are compared
+    with where no true clips are known, cfg None: the largest guidance of a stage; i3d: weights of
+    the Kinetics I3D, None: the miniature's probe; keep_best: whether the stage's result is the
+    student that measured best in its last phase, else the last.
     """
 
     bases: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -222,11 +223,11 @@ class Stage(_Table):
     start: file of the motion module that the student starts as, such as a distilled one that is to
     be trained further, None: its teacher; cfg: guidance of the teacher; timesteps: 1 .. 1000 that
     the student trains on, None: its own grid; timestep_weights: relative frequency of each of them,
-    from the noisiest on [open: equal]; dtype: None: the run's [open]; renoise: t* that teacher's
-    and student's results are noised to before D sees them; betas: of Adam, None: (0.9, 0.999) for
-    mse and (0, 0.99) for adversarial; ema: decay of the averaged weights that are the result, 0:
-    none [open]; clip: largest norm of a gradient, 0: any [open]; no_caption: share of samples
-    without their caption.
+    in the order of timesteps, of the own grid from T down [open: equal]; dtype: None: the run's
+    [open]; renoise: t* that teacher's and student's results are noised to before D sees them;
+    betas: of Adam, None: (0.9, 0.999) for mse and (0, 0.99) for adversarial; ema: decay of the
+    averaged weights that are the result, 0: none [open]; clip: largest norm of a gradient, 0: any
+    [open]; no_caption: share of samples without their caption.
 
     Of "distribution" (distribution.py) [all open]: real_cfg: guidance of the undistilled teacher,
     whose score is the real one, None: cfg; fake_start: what the fake motion module starts
@@ -306,8 +307,11 @@ class Stage(_Table):
         for loss, keys in _OF_STAGE.items():
             ignored = _given(self, keys)
             if ignored and self.loss != loss:
-                keys_set = " and ".join(ignored)
-                yield f" sets {keys_set}, which needs {_WHAT_IS_MISSING[loss]}; remove it."
+                keys_set, one = " and ".join(ignored), len(ignored) == 1
+                yield (
+                    f" sets {keys_set}, which need{'s' * one} {_WHAT_IS_MISSING[loss]}; remove "
+                    f"{'it' if one else 'them'}."
+                )
         if self.target == "average" and not self.ema:
             yield " has the average as its target, but no ema; add ema, such as 0.95."
         steps = self.teacher_steps if self.loss == "consistency" else self.student_steps
@@ -593,6 +597,7 @@ def _keys_of_table(location: tuple) -> list[str]:
         "stages": Stage,
         "phases": Phase,
         "discriminator": DiscriminatorTable,
+        "validation": ValidationTable,
     }
     table: type[BaseModel] = TrainConfig
     for key in location:

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
     """Iterate from a place to the phase's end.
 
-    Raises Stopped on SIGTERM or Ctrl-C, once a checkpoint is written, and CollapsedError where a
-    loss is not finite or D was right about every clip for too long.
+    Raises Stopped on SIGTERM or Ctrl-C, once a checkpoint is written, and CollapsedError where
+    gradients are not finite again and again, or D was right about every clip for too long.
     """
     config, phase = setup.config, trainer.networks.phase
     if place.count >= phase.iterations:
@@ -71,15 +71,17 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
 
 
 def validate(setup: Setup, trainer: PhaseTrainer, place: Place, report: "Report") -> None:
-    """Measure the student where it is due, and at the phase's start and end; none while D alone
-    learns."""
+    """Measure the student where that is due, and at the phase's start and end.
+
+    While the critic alone learns, nothing is.
+    """
     validator, phase = setup.validator, trainer.networks.phase
     if validator is None:
         return
     updates = place.count - trainer.networks.stage.critic_of(phase).head_start
     if place.count not in (0, phase.iterations) and (updates <= 0 or updates % validator.every):
         return
-    report.add_validation(place, validation.validate(validator, trainer, place))
+    report.add_validation(place, validator.validate(trainer, place))
 
 
 class Report:
@@ -128,6 +130,7 @@ class Report:
             return
         self._record.add(place, found)
         for base, figures in found.items():
+            self._curves.add_scalar(f"{base}/moved", figures.moved)
             self._curves.add_scalar(f"{base}/frechet", figures.frechet)
             for step, value in enumerate(figures.guidance, 1):
                 self._curves.add_scalar(f"{base}/guidance of step {step}", value)
@@ -186,9 +189,7 @@ def check_saturation(limit: int | None, trainer: PhaseTrainer, place: Place) -> 
     if limit is not None and trainer.saturated_iterations >= limit:
         raise CollapsedError(f"{told}, so the student learns nothing")
     if trainer.saturated_iterations == SATURATED_AFTER and distributed.rank() == 0:
-        logger.warning(
-            "%s, so the student may learn little from it; collapse_after would stop the run.", told
-        )
+        logger.warning("%s, so the student may learn little from it.", told)
 
 
 def _next(place: Place) -> Place:

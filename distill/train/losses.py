@@ -144,32 +144,38 @@ def discriminator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Fi
         fake = move_student(networks, networks.plain_student, batch, text)
     real, fake = (trajectory.renoise(*state, batch.renoise, batch.noise) for state in (real, fake))
     of_teacher, of_student = _logits(networks, networks.discriminator, batch, [real, fake])
+    gap = of_teacher - of_student
     figures = {
         "d_on_teacher": (of_teacher > 0).float().mean().item(),
         "d_on_student": (of_student < 0).float().mean().item(),
-        "d_gap": (of_teacher - of_student).float().mean().item(),
+        "d_gap": gap.float().mean().item(),
     }
-    if networks.relativistic:
-        return relativistic(of_teacher, of_student), figures
-    return discriminator(of_teacher, of_student), figures
+    if not networks.relativistic:
+        return discriminator(of_teacher, of_student), figures
+    right = (gap > 0).float().mean().item()  # a single logit means nothing
+    return relativistic(of_teacher, of_student), figures | {
+        "d_on_teacher": right,
+        "d_on_student": right,
+    }
 
 
 def generator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figures]:
     """Return L_G of where the student lands, with the phase's share of MSE; D must be frozen."""
     text = networks.bases[batch.slot].encode(batch.captions)
+    weight = networks.phase.mse_weight
+    figures: Figures = {}
     landing = move_student(networks, networks.student, batch, text)
-    fake = trajectory.renoise(*landing, batch.renoise, batch.noise)
-    (of_student,) = _logits(networks, networks.plain_discriminator, batch, [fake])
-    if not networks.relativistic and not networks.phase.mse_weight:
-        return generator(of_student), {}
-    target = follow_teacher(networks, batch, text)
-    apart, figures = weighted_mse(networks.phase.mse_weight, landing[0], target[0])
-    if not networks.relativistic:
-        return generator(of_student) + apart, figures
-    real = trajectory.renoise(*target, batch.renoise, batch.noise)
-    with torch.no_grad():
-        (of_teacher,) = _logits(networks, networks.plain_discriminator, batch, [real])
-    return relativistic(of_student, of_teacher) + apart, figures
+    states = [landing]
+    if networks.relativistic or weight:
+        states.append(follow_teacher(networks, batch, text))
+    seen = states if networks.relativistic else states[:1]
+    seen = [trajectory.renoise(*state, batch.renoise, batch.noise) for state in seen]
+    logits = _logits(networks, networks.plain_discriminator, batch, seen)
+    loss = relativistic(*logits) if networks.relativistic else generator(*logits)
+    if weight:
+        apart, figures = weighted_mse(weight, landing[0], states[1][0])
+        loss = loss + apart
+    return loss, figures
 
 
 def weighted_mse(weight: float, landing: Tensor, target: Tensor) -> tuple[Tensor, Figures]:

@@ -46,7 +46,7 @@ MOST_SKIPPED = 10  # updates in a row
 
 
 class CollapsedError(ValueError):
-    """Losses are not finite again and again, or D has been right about every clip for too long."""
+    """Gradients are not finite again and again, or D was right about every clip for too long."""
 
 
 class Best(NamedTuple):
@@ -63,7 +63,7 @@ class PhaseTrainer:
     average: of the student's weights, empty without ema; best: the student that measured best,
     where that is kept; saturated_iterations: for how many iterations in a row D was right about
     every clip, so that the student learned nothing; skipped: updates that were left out since a
-    gradient was not finite, skipped_in_a_row: since the last one that was made.
+    gradient was not finite; skipped_in_a_row: of student and critic, since the last that was made.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -83,7 +83,8 @@ class PhaseTrainer:
             # the same storage, which every update of the average then reaches
             self.average = {k: w.detach() for k, w in networks.averaged.named_parameters()}
         self.best: Best | None = None
-        self.saturated_iterations = self.skipped = self.skipped_in_a_row = 0
+        self.saturated_iterations = self.skipped = 0
+        self.skipped_in_a_row = {"student": 0, "critic": 0}
 
     def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
         """Update the critic once for each list of batches, and the student on the last of them.
@@ -103,7 +104,7 @@ class PhaseTrainer:
                     figures |= self._backward(networks.critic, batch, loss)
                 figures[f"loss_{name}"] = figures.pop("loss")
                 rate = plan.learning_rate * _warm_up(stage, iteration)
-                figures[f"norm_{name}"] = self._optimize(self.critic_optimizer, iteration, rate)
+                figures[f"norm_{name}"] = self._optimize("critic", iteration, rate)
             networks.critic.requires_grad_(False)
         update = iteration - plan.head_start
         if update >= 0:
@@ -111,7 +112,7 @@ class PhaseTrainer:
             figures |= self._backward(networks.student, batches[-1], loss)
             figures["loss_g"] = figures.pop("loss")
             rate = phase.learning_rate * _warm_up(stage, update)
-            figures["norm_g"] = self._optimize(self.optimizer, iteration, rate)
+            figures["norm_g"] = self._optimize("student", iteration, rate)
             if math.isfinite(figures["norm_g"]):
                 update_average(self.average, self._weights, stage.ema, update)
         figures["skipped"] = self.skipped
@@ -139,7 +140,7 @@ class PhaseTrainer:
             "best": self.best and self.best._asdict(),
             "saturated_iterations": self.saturated_iterations,
             "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
+            "skipped_in_a_row": dict(self.skipped_in_a_row),
             "critic": None,
             "critic_optimizer": None,
         }
@@ -162,7 +163,7 @@ class PhaseTrainer:
             best = Best(**state["best"])
             self.best = best._replace(weights=_on(device, best.weights))
         self.saturated_iterations = state["saturated_iterations"]
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.skipped, self.skipped_in_a_row = state["skipped"], dict(state["skipped_in_a_row"])
 
     def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Figures:
         """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
@@ -180,26 +181,28 @@ class PhaseTrainer:
                 sums[name] = sums.get(name, 0.0) + figure / len(batches)
         return sums
 
-    def _optimize(self, optimizer: torch.optim.Optimizer, iteration: int, rate: float) -> float:
-        """Update an optimiser's weights at a learning rate, and return the gradient's norm.
+    def _optimize(self, who: str, iteration: int, rate: float) -> float:
+        """Update the student or the critic at a learning rate, and return the gradient's norm.
 
         The norm is the same on all processes, and so is whether the update is left out.
         """
+        optimizer = self.optimizer if who == "student" else self.critic_optimizer
+        assert optimizer is not None, "a critic that learns has one"
         weights = [w for group in optimizer.param_groups for w in group["params"]]
         norm = nn.utils.clip_grad_norm_(weights, self.networks.stage.clip or math.inf)
         if torch.isfinite(norm):
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             optimizer.step()
-            self.skipped_in_a_row = 0
+            self.skipped_in_a_row[who] = 0
         else:
             self.skipped += 1
-            self.skipped_in_a_row += 1
+            self.skipped_in_a_row[who] += 1
         optimizer.zero_grad(set_to_none=True)
-        if self.skipped_in_a_row >= MOST_SKIPPED:
+        if self.skipped_in_a_row[who] >= MOST_SKIPPED:
             raise CollapsedError(
-                f"the gradient is not finite in {MOST_SKIPPED} updates in a row up to iteration "
-                f"{iteration}"
+                f"the {who}'s gradient is not finite in {MOST_SKIPPED} updates in a row up to "
+                f"iteration {iteration}"
             )
         return norm.item()
 

@@ -7,7 +7,7 @@ taken to have the shape of SD1.5, a motion module that of AnimateDiff v2.
 import functools
 import json
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,10 +45,9 @@ class EmptyNetworks:
     factor: int
     shapes: Shapes
 
-    @functools.cached_property
-    def student_activations(self) -> int:
-        """Bytes of activations of a student's forward and backward, the same in every stage."""
-        return memory_estimate.of_student(self.unet, self.motion_module, self.shapes)
+    def student_activations(self, shapes: Shapes) -> int:
+        """Return bytes of activations of a student's forward and backward."""
+        return memory_estimate.of_student(self.unet, self.motion_module, shapes)
 
 
 def describe_plan(config: TrainConfig, world_size: int) -> str:
@@ -77,20 +76,21 @@ def estimate_memory(config: TrainConfig, stage: Stage, networks: EmptyNetworks) 
     motion = memory_estimate.count(networks.motion_module)
     weights = memory_estimate.frozen(networks.frozen + motion, dtype)
     weights += memory_estimate.trained(motion, averaged=stage.ema > 0)
-    if config.validation is not None:  # beside the student the undistilled module, and the best one
+    if config.validation is not None:  # the undistilled module, the one measured, and the best one
         weights += memory_estimate.frozen(motion, dtype)
-        weights += memory_estimate.frozen(motion, torch.float32) * config.validation.keep_best
+        copies = 1 + config.validation.keep_best
+        weights += memory_estimate.frozen(motion, torch.float32) * copies
+    narrow = config.dtype_of(stage) == "bfloat16"
+    shapes = replace(networks.shapes, dtype=torch.bfloat16 if narrow else torch.float32)
     if stage.loss == "distribution":  # beside the stage's teacher the undistilled one, and the fake
         weights += memory_estimate.frozen(motion, dtype)
         weights += memory_estimate.trained(motion, averaged=False)
-    activations = networks.student_activations
+    activations = networks.student_activations(shapes)
     if stage.loss == "adversarial":
         phases = [p for p in stage.phases if stage.loss_of(p) == "adversarial"]
         nets = [_discriminator(config, networks, p.conditional) for p in phases]
         weights += max(memory_estimate.trained(memory_estimate.count(d), False) for d in nets)
-        measure = functools.partial(
-            memory_estimate.of_discriminator, networks.unet, shapes=networks.shapes
-        )
+        measure = functools.partial(memory_estimate.of_discriminator, networks.unet, shapes=shapes)
         beside_student = max(measure(d, states=1) for d in nets)
         activations = max(activations + beside_student, *(measure(d, states=2) for d in nets))
     return (weights + activations) / GIB
@@ -170,7 +170,7 @@ def _of_stages(config: TrainConfig, world_size: int) -> Iterator[str]:
     estimates: dict[object, float] = {}
     for stage in config.stages:
         phases = {(stage.loss_of(p), p.conditional) for p in stage.phases}
-        costs = (stage.loss, stage.ema > 0, frozenset(phases))
+        costs = (stage.loss, stage.ema > 0, config.dtype_of(stage), frozenset(phases))
         if costs not in estimates:
             estimates[costs] = estimate_memory(config, stage, networks)
         iterations = sum(p.iterations for p in stage.phases)

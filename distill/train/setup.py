@@ -13,7 +13,7 @@ from ..models.base_model import BaseModel, load_base
 from . import batches, checks
 from .config import TrainConfig
 from .run_folder import RunFolder
-from .validation import Validator
+from .validation import Validator, captions_of
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,11 @@ def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup
     slots = sorted({slot for slot, _ in share})
     bases = {slot: load_once(config.slots[slot].base) for slot in slots}
     discriminator_base = load_once(config.discriminator_base)
-    validator = Validator(config, device) if config.validation is not None else None
     distributed.barrier()  # nothing is written before every process has all that it needs
     clips = {name: pool.digest() for name, pool in pools.items()}
     _check_alike(config, clips)
+    validator = Validator(config, device, load_once) if config.validation is not None else None
+    distributed.barrier()
     if distributed.rank() == 0:
         folder.claim(config, clips)
     distributed.barrier()
@@ -77,7 +78,9 @@ def _check_alike(config: TrainConfig, clips: dict[str, str]) -> None:
     if distributed.world_size() == 1:  # a large file takes seconds to digest
         return
     modules = [digest(motion_module_path(name)) for name in config.motion_modules]
-    if not distributed.agree((config.fingerprint(), clips, modules)):
+    captions = captions_of(config.validation) if config.validation is not None else []
+    told = (config.fingerprint(), config.validation, captions, clips, modules)
+    if not distributed.agree(told):
         raise ValueError(
             "the processes have different configs, clips or motion modules; copy the same ones to "
             "all machines."

@@ -18,6 +18,7 @@ from ...motion_module.module import MotionModule
 from ..engine import distributed
 from ..miniature.names import base_path, motion_module_path
 from ..models.base_model import quiet_libraries
+from ..models.devices import computing_in
 from . import checks, validation
 from .config import Stage, TrainConfig
 from .discriminator import Discriminator, Encoder
@@ -47,7 +48,8 @@ def run_stages(config: TrainConfig, device: torch.device, resume: bool = True) -
                 for place in training.places():
                     trainer = training.start_phase(place)
                     if trainer is not None:
-                        train_phase(setup, trainer, place)
+                        with computing_in(config.dtype_of(stage)):
+                            train_phase(setup, trainer, place)
                         training.finish_phase(place, trainer)
             save_student(setup, stage, training.student)
             tell_stage(setup, number)
@@ -133,7 +135,12 @@ class StageTraining:
             text_base=self.setup.discriminator_base,
             base_index={slot: config.base_index(slot) for slot in self.bases},
             relativistic=config.discriminator.pairing == "relativistic",
-            autocast=functools.partial(_computing_in, config.dtype_of(self.stage), device.type),
+            autocast=functools.partial(
+                torch.autocast,
+                device.type,
+                torch.bfloat16,
+                enabled=config.dtype_of(self.stage) == "bfloat16",
+            ),
         )
 
     def make_fake(self) -> Student:
@@ -166,7 +173,9 @@ class StageTraining:
 def start_stage(setup: Setup, number: int) -> Iterator[StageTraining]:
     """Begin a stage at `start` or its teacher's weights, and leave the base models as they were."""
     stage = setup.config.stages[number]
-    file = stage.start or checks.teacher_file(setup.config, number, stage.teacher_steps)
+    file = checks.teacher_file(setup.config, number, stage.teacher_steps)
+    if stage.start is not None:
+        file = motion_module_path(str(stage.start))
     student = checkpoint.load(file).build(dtype=torch.float32).to(setup.device)
     student.requires_grad_(True)
     if setup.validator is not None:
@@ -208,7 +217,7 @@ def save_student(setup: Setup, stage: Stage, student: MotionModule) -> None:
 def tell_stage(setup: Setup, number: int) -> None:
     """Print what a stage did on the base models of the validation, if there are any."""
     if distributed.rank() == 0 and setup.validator is not None:
-        for sentence in validation.describe(setup.folder.root, number):
+        for sentence in validation.describe(setup.folder.root, setup.config, number):
             print(f"{setup.config.stages[number].name}: {sentence}")
 
 
@@ -228,18 +237,6 @@ def metadata(config: TrainConfig, stage: Stage) -> dict[str, object]:
         "seed": config.seed,
         "training": config.digest(),
     }
-
-
-@contextlib.contextmanager
-def _computing_in(dtype: str, device: str) -> Iterator[None]:
-    """Compute in bfloat16 where that is exact enough, in float32, or in a GPU's shorter float32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    try:
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _fresh_encoder(setup: Setup, generator: torch.Generator) -> Encoder:

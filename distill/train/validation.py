@@ -6,10 +6,10 @@ step has learned; and how far each step lands from where its teacher does. A stu
 shows it here first: its training loss never sees another base model.
 """
 
-import copy
+import contextlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +26,8 @@ from ..engine.average import copy_average
 from ..evaluate import features, frechet
 from ..library_errors import one_sentence
 from ..miniature import metrics
-from ..miniature.names import PREFIX, base_path, is_miniature, motion_module_path
-from ..models.base_model import load_base
+from ..miniature.names import PREFIX, is_miniature, motion_module_path
+from ..models.base_model import BaseModel
 from ..models.latents import decode_frames
 from ..sampling.request import read_prompts
 from ..sampling.sample import generate_latents, initial_noise
@@ -41,7 +41,6 @@ from .student import MovingBase
 
 FILE = "validation.jsonl"
 OTHER_SEEDS = 1_000_000  # how far the seeds of the clips that are compared with are from the others
-_AT_ONCE = 8
 _WALKS = 8  # clips on which each step is looked at
 _GAIN = 0.05  # a distance that fell by less has hardly changed: it varies by that from seed to seed
 _VERSIONS = ("torch", "diffusers", "transformers")
@@ -65,41 +64,70 @@ class Figures(NamedTuple):
 
 
 class Validator:
-    """Measures students; its base models are loaded by every process, its clips shared out."""
+    """Measures students; its base models are loaded by every process, its clips shared out.
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    load: returns a base model by its name, frozen and on the device. Raises ValueError for files
+    that are missing or damaged.
+    """
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, load: Callable[[str], BaseModel]
+    ) -> None:
         assert config.validation is not None, "nothing asks for a validation"
         self._config, self._table, self._device = config, config.validation, device
-        dtype = getattr(torch, config.frozen_dtype)
-        self._bases = {
-            name: load_base(base_path(name), device=device, dtype=dtype)
-            for name in self._table.bases
-        }
+        self._bases = {name: load(name) for name in self._table.bases}
         undistilled = checkpoint.load(motion_module_path(config.teacher))
+        dtype = getattr(torch, config.frozen_dtype)
         self._undistilled = undistilled.build(dtype=dtype).to(device)
+        # hooks and recomputing of the student that is trained must not come along with a copy of it
+        self._student = undistilled.build(dtype=torch.float32).to(device)
         self._features = features.network(self._table.i3d, device)
         self._captions = captions_of(self._table)
-        self._references = {name: self._reference(name) for name in self._bases}
+        self._references: dict[str, Tensor] = {}
         self._start: dict[str, Tensor] = {}
 
     @property
     def every(self) -> int:
         return self._table.every
 
-    @property
-    def keeps_best(self) -> bool:
-        return self._table.keep_best
-
-    @property
-    def cfg(self) -> float:
-        """The guidance of the undistilled teacher."""
-        return cfg_of(self._config)
-
     def begin(self, module: MotionModule) -> None:
         """Remember what a stage's student starts as."""
         self._start = {k: w.detach().to("cpu", copy=True) for k, w in module.named_parameters()}
 
-    def displacement(self, module: MotionModule) -> float:
+    def validate(self, trainer: PhaseTrainer, place: Place) -> dict[str, Figures]:
+        """Measure the averaged student, and let the trainer remember it where it is the best yet.
+
+        A phase's start is measured too, and never the best: nothing was learned in it yet.
+        """
+        weights = dict(self._student.named_parameters())
+        copy_average(dict(trainer.networks.plain_student.motion_module.named_parameters()), weights)
+        copy_average(trainer.average, weights)
+        found = self.measure(trainer.networks, self._student)
+        if self._table.keep_best and place.count:
+            distance = sum(f.frechet for f in found.values()) / len(found)
+            trainer.remember(distance, place.count, self._student)
+        return found
+
+    def measure(self, networks: Networks, module: MotionModule) -> dict[str, Figures]:
+        """Return the figures of a student on each base model; every process must ask."""
+        moved = self._displacement(module)
+        return {name: self._measure(name, networks, module, moved) for name in self._bases}
+
+    def _measure(
+        self, name: str, networks: Networks, module: MotionModule, moved: float
+    ) -> Figures:
+        stage = networks.stage
+        if name not in self._references:
+            self._references[name] = self._reference(name)
+        settings = _settings(self._config, stage)
+        clips = self._features_of(name, module, settings, 0, networks.autocast)
+        distance = frechet.between(clips, self._references[name])
+        if stage.loss == "consistency":
+            return Figures(moved, distance, [], [])
+        with networks.autocast():
+            return Figures(moved, distance, *self._along(name, networks, module))
+
+    def _displacement(self, module: MotionModule) -> float:
         """Return how far the weights are from where the stage began, as a share of their norm."""
         moved = norm = 0.0
         for name, weight in module.named_parameters():
@@ -108,43 +136,38 @@ class Validator:
             norm += start.double().square().sum().item()
         return (moved / norm) ** 0.5
 
-    def measure(self, networks: Networks, module: MotionModule) -> dict[str, Figures]:
-        """Return the figures of a student on each base model; every process must ask."""
-        with networks.autocast():
-            return {name: self._measure(name, networks, module) for name in self._bases}
-
-    def _measure(self, name: str, networks: Networks, module: MotionModule) -> Figures:
-        stage = networks.stage
-        clips = self._features_of(name, module, _settings(self._config, stage), first_seed=0)
-        distance = frechet.between(clips, self._references[name])
-        moved = self.displacement(module)
-        if stage.loss == "consistency":
-            return Figures(moved, distance, [], [])
-        return Figures(moved, distance, *self._along(name, networks, module))
-
     def _reference(self, name: str) -> Tensor:
         """Return features (n, d) of true clips, else of the undistilled teacher's."""
-        captions, n = self._captions, self._table.clips
         if is_miniature(name) and self._table.i3d is None:
+            captions = _cycled(self._captions, self._table.clips)
             style = name.removeprefix(PREFIX)
-            return features.of_true_clips(
-                self._features, _cycled(captions, n), style, OTHER_SEEDS, _AT_ONCE, self._device
-            )
-        settings = _sized(self._config, steps=self._table.steps, cfg=self.cfg)
+            at_once = self._config.clips_per_rank
+            return features.of_true_clips(self._features, captions, style, OTHER_SEEDS, at_once)
+        settings = _sized(self._config, steps=self._table.steps, cfg=guidance_of(self._config))
         return self._features_of(name, self._undistilled, settings, OTHER_SEEDS)
 
     def _features_of(
-        self, name: str, module: MotionModule, settings: SamplingSettings, first_seed: int
+        self,
+        name: str,
+        module: MotionModule,
+        settings: SamplingSettings,
+        first_seed: int,
+        autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> Tensor:
         """Return features (n, d) of clips, of all processes; clip i has seed first + i."""
         captions = _cycled(self._captions, self._table.clips)
         base = self._bases[name]
         found: dict[int, Tensor] = {}
-        for few in _batched(_mine(len(captions)), _AT_ONCE):
+        # "lcm" draws the noise of its steps for all clips that run together
+        at_once = 1 if settings.sampler == "lcm" else self._config.clips_per_rank
+        for few in _batched(_mine(len(captions)), at_once):
             seeds = [first_seed + i for i in few]
-            latents = generate_latents(base, module, [captions[i] for i in few], seeds, settings)
+            with autocast():
+                latents = generate_latents(
+                    base, module, [captions[i] for i in few], seeds, settings
+                )
             clips = torch.stack([decode_frames(base, x0) for x0 in latents])
-            found |= dict(zip(few, self._features(clips).cpu(), strict=True))
+            found |= dict(zip(few, self._features(clips), strict=True))
         every = {i: f for part in distributed.gather(found) for i, f in part.items()}
         return torch.stack([every[i] for i in sorted(every)])
 
@@ -202,8 +225,8 @@ class Validator:
 class Record:
     """The lines of validation.jsonl, one a measurement; used by the first process alone.
 
-    A run that goes on from a checkpoint drops the lines behind it and writes them again. Before
-    them, each start of the program writes a line with its versions, its machine and the config.
+    A run that goes on from a checkpoint drops the lines behind it and writes them again. Whenever
+    a phase is begun or gone on with, a line tells the versions, the machine and the config.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:
@@ -237,42 +260,45 @@ class Record:
             target.writelines(json.dumps(line) + "\n" for line in lines)
 
 
-def validate(validator: Validator, trainer: PhaseTrainer, place: Place) -> dict[str, Figures]:
-    """Measure the averaged student, and let the trainer remember it where it is the best yet.
-
-    A phase's start is measured too, and never the best: it has learned nothing there.
-    """
-    module = copy.deepcopy(trainer.networks.plain_student.motion_module).requires_grad_(False)
-    copy_average(trainer.average, dict(module.named_parameters()))
-    found = validator.measure(trainer.networks, module)
-    if validator.keeps_best and place.count:
-        distance = sum(f.frechet for f in found.values()) / len(found)
-        trainer.remember(distance, place.count, module)
-    return found
-
-
-def describe(folder: Path, stage: int) -> list[str]:
-    """Return a sentence for each base model: what a stage changed, from its first line to its best.
+def describe(folder: Path, config: TrainConfig, number: int) -> list[str]:
+    """Return a sentence for each base model: what a stage changed, from its start to its result.
 
     And one more where it changed next to nothing.
     """
-    told = [line for line in read_lines(folder) if line.get("stage") == stage]
+    told = [line for line in read_lines(folder) if line.get("stage") == number]
+    kept = _kept(config, told)
     sentences, gains = [], []
     for base in dict.fromkeys(line["base"] for line in told):
-        lines = [line for line in told if line["base"] == base]
-        first, last = lines[0], min(lines[1:], key=lambda line: line["frechet"], default=lines[0])
+        of_base = [line for line in told if line["base"] == base]
+        first, last = of_base[0], next(line for line in of_base if _at(line) == kept)
+        before, after = first["frechet"], last["frechet"]
+        sentence = f"the distance on {base} went from {before:.4g} to {after:.4g}"
+        for name in ("guidance", "landing"):
+            if first[name]:
+                sentence += f", {name} from {_mean(first[name]):.3g} to {_mean(last[name]):.3g}"
+        sentences.append(f"{sentence}; the weights moved by {last['moved']:.2%}.")
+        gains.append(1 - after / before)
+    if gains and max(gains) < _GAIN:
         sentences.append(
-            f"on {base} the distance went from {first['frechet']:.4g} to {last['frechet']:.4g}, "
-            f"guidance from {_means(first['guidance'])} to {_means(last['guidance'])}, landings "
-            f"from {_means(first['landing'])} to {_means(last['landing'])}."
-        )
-        gains.append(1 - last["frechet"] / first["frechet"])
-    if told and max(gains) < _GAIN:
-        sentences.append(
-            f"the weights moved by {told[-1]['moved']:.2%}, and no distance fell by {_GAIN:.0%}; "
-            "raise learning_rate or iterations, or leave the stage out."
+            f"no distance fell by {_GAIN:.0%}; raise learning_rate or iterations, or leave the "
+            "stage out."
         )
     return sentences
+
+
+def _kept(config: TrainConfig, lines: Sequence[dict]) -> tuple[int, int] | None:
+    """Return the place of a stage's result: the best of its last phase, or the last."""
+    means: dict[tuple[int, int], float] = {}
+    for line in lines:
+        if line["phase"] == lines[-1]["phase"] and line["iteration"]:
+            means[_at(line)] = means.get(_at(line), 0.0) + line["frechet"]
+    if config.validation is not None and config.validation.keep_best:
+        return min(means, key=lambda at: means[at], default=None)
+    return max(means, default=None)
+
+
+def _at(line: dict) -> tuple[int, int]:
+    return line["phase"], line["iteration"]
 
 
 def read_lines(folder: Path) -> list[dict]:
@@ -284,8 +310,8 @@ def read_lines(folder: Path) -> list[dict]:
         return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _means(values: Sequence[float]) -> str:
-    return f"{sum(values) / len(values):.3g}" if values else "none"
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _name_of(device: torch.device) -> str:
@@ -301,10 +327,12 @@ def captions_of(table: ValidationTable) -> list[str]:
     return metrics.held_out_scenes(table.clips, "validation").captions()
 
 
-def cfg_of(config: TrainConfig) -> float:
+def guidance_of(config: TrainConfig) -> float:
     """Return the guidance of the undistilled teacher that students are measured against."""
     table = config.validation
-    return config.stages[0].cfg if table is None or table.cfg is None else table.cfg
+    if table is not None and table.cfg is not None:
+        return table.cfg
+    return max(stage.guidance_of_real for stage in config.stages)
 
 
 def _settings(config: TrainConfig, stage: Stage) -> SamplingSettings:
