@@ -11,7 +11,7 @@ cross_discriminator: cross, whose last stage has no D, gone on against one. firs
 of 128 -> 32 steps, which has learned its teacher's guidance, at fewer steps: what the later stages
 have to beat. Test captions (split.py), the same seeds everywhere. Every cell is kept in --work, so
 that a run that was stopped goes on; methods whose files are missing are left out and named, but for
-cross: its students ship. Processes may share the bases out (--base B --no-table), then once more
+mse: its students ship. Processes may share the bases out (--base B --no-table), then once more
 for the tables. Writes benchmarks/results/miniature_claims.csv and .md.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from animatediff_lightning.distill.evaluate import frechet
 from animatediff_lightning.distill.files.digest import digest
-from animatediff_lightning.distill.miniature import metrics, probe, shipped, split
+from animatediff_lightning.distill.miniature import metrics, probe, shipped, split, styles
 from animatediff_lightning.distill.miniature.sample import Setting, sample_clips, show
 from animatediff_lightning.distill.models.base_model import load_base, quiet_libraries
 from animatediff_lightning.motion_module import checkpoint
@@ -35,8 +35,8 @@ RESULTS = Path(__file__).parent / "results"
 NAME, FIGURES = "miniature_claims", "## Figures"
 SEEN, UNSEEN = ("plain", "photo", "toon"), split.BASES["test"]
 STEPS = (8, 4, 2, 1)
-TEACHER_STEPS, CFG = 32, 2.5  # the cfg that students are distilled with
-SHIPPED = "cross"  # the method whose students come with the package
+TEACHER_STEPS, CFG = shipped.STEPS, shipped.cfg()
+SHIPPED = "mse"  # the method whose students come with the package
 METHODS = ("mse", "cross", "cross_discriminator", "first_stage", "single", "consistency")
 OTHER_SEEDS = 1_000_000
 AT_ONCE = 20
@@ -275,7 +275,8 @@ def main():
     quiet_libraries()
     scenes = metrics.held_out_scenes(options.n)
     rows, measured, references = [], {}, {}
-    for base in options.base or SEEN + UNSEEN:
+    bases = options.base or SEEN + UNSEEN
+    for base in bases:
         found = {c: measure(c, options, scenes) for c in cells(options, base)}
         measured |= {(base, c.method, c.steps): f for c, f in found.items()}
         references[base] = {
@@ -289,6 +290,11 @@ def main():
                 rows.append(row(cell, scores, references[base]))
     if options.no_table:
         return
+    home = truth(scenes, styles.F0, OTHER_SEEDS)
+    far = [
+        {"base": base, "frechet": f"{distance(references[base]['truth'], home):.4g}"}
+        for base in bases
+    ]
     trained = {method for _, method, _ in measured}
     missing = [m for m in METHODS if m not in trained]
     text = [
@@ -318,6 +324,12 @@ def main():
                 "",
             )
         ),
+    ]
+    text += [
+        f"## How far true clips of each base are from those of {styles.F0}",
+        "",
+        show(far),
+        "",
     ]
     write(NAME, COLUMNS, rows, text)
 

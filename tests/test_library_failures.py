@@ -187,6 +187,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         True,
     ),
     ("distill.train.run_folder", "load", "torch.load"): ("torch:load", "checkpoint", True),
+    ("distill.train.validation", "read_lines", "json.loads"): ("json:loads", "validation", True),
     ("motion_module.files", "_read_safetensors", "safetensors.safe_open"): (
         "safetensors:safe_open",
         "folder",
@@ -321,6 +322,7 @@ def function(name: str, tmp: Path, models, out: Path) -> Callable[[], object]:
         "factor": lambda: ours("distill.models.headers").latent_factor(models.base),
         "plan SD1.5": lambda: ours("distill.train.plan")._unet.__wrapped__(None),
         "curves": lambda: curves._rows(),
+        "validation": lambda: _read_validation(ours("distill.train.validation"), tmp),
         "checkpoint": lambda: _load_checkpoint(run, tmp / "1-1-00000002.pt"),
         "beside": lambda: ours("motion_module.beside")._read_json(tmp / "a.json"),
         "lora": lambda: ours("motion_module.lora_scale")._unpacked("{}"),
@@ -333,6 +335,11 @@ def _webp_decoder(ours, file: Path):
     pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     pictures[0].save(file, save_all=True, append_images=pictures[1:])
     return ours("video.frames").open_decoder(file, file.name)
+
+
+def _read_validation(validation, folder: Path):
+    (folder / validation.FILE).write_text("{}\n")
+    return validation.read_lines(folder)
 
 
 def _members_of(generate, file: Path):

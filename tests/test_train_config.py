@@ -74,7 +74,7 @@ def test_every_mistake_is_told_at_once_with_the_nearest_known_key(tmp_path):
     text = train_config.find_config("miniature").read_text()
     for old, new in (
         ("iterations = 300", "itterations = 300"),
-        ("cfg = 2.5", "cfg = 77"),
+        ("cfg = 2.0", "cfg = 77"),
         ("save_every", "save_evry"),
         ('pool = "realistic"', 'pol = "realistic"'),
     ):

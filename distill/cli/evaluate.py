@@ -115,7 +115,7 @@ def evaluate_fvd(
     teacher_steps: Annotated[int, typer.Option(help="Euler steps of the teacher.")] = TEACHER_STEPS,
     teacher_cfg: Annotated[
         float | None,
-        typer.Option(help="Guidance scale of the teacher. Default: 7.5, or 2.5 on the miniature."),
+        typer.Option(help="Guidance scale of the teacher. Default: 7.5, or 2 on the miniature."),
     ] = None,
     prompts: Annotated[
         Path | None,

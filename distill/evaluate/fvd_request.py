@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # it needs torch
 RECORD = "fvd.json"  # what the clips of a folder's features were made from
 
 TEACHER_STEPS = 32
-TEACHER_CFG, MINIATURE_CFG = 7.5, 2.5  # of configs/paper.toml and configs/miniature.toml
+TEACHER_CFG, MINIATURE_CFG = 7.5, 2.0  # of configs/paper.toml and configs/miniature.toml
 PROMPTS = Path(__file__).parent / "prompts" / "video.txt"
 # the numbers and the sampler at the end, as a path may hold a colon
 _METHOD = re.compile(r"(.+?)(?::(\d+)(?::(\d+(?:\.\d+)?)(?::([a-z]\w+))?)?)?")

@@ -26,7 +26,7 @@ class MiniatureRequest:
     bases: tuple[str, ...] = (F0,)
     motion_module: Path | None = None
     steps: tuple[int, ...] = (32, 8, 4, 2, 1)
-    cfgs: tuple[float, ...] = (1, 2.5)
+    cfgs: tuple[float, ...] = (1, 2)
     sampler: str = SamplingSettings.sampler
     clips: int = 200
     captions: "Part" = "validation"

@@ -24,7 +24,7 @@ from ..files import clip_writer
 from ..library_errors import one_sentence
 from ..models.base_model import BaseModel, Vae, load_base, quiet_libraries
 from ..models.latents import to_frames
-from . import gates, metrics, models, sample, stages, styles
+from . import gates, metrics, models, sample, split, stages, styles
 from .gates import Check
 from .recipe import MOTION_STAGE, RECIPES, Recipe
 
@@ -176,9 +176,10 @@ def _gate_a(folders: Folders, recipe: Recipe, style: str) -> list[Check]:
 
 
 def _choose_cfg(folders: Folders, recipe: Recipe) -> list[Check]:
-    base, module = load_base(folders.base(styles.F0)), _module(folders)
-    clips, steps = max(2, recipe.gate_clips // 8), max(2, recipe.teacher_steps // 2)
-    cfg = gates.best_cfg(base, module, styles.F0, clips, steps)
+    names = [styles.F0, *(s for s in split.BASES["validation"] if s in recipe.styles)]
+    bases = {name: load_base(folders.base(name)) for name in names}
+    clips, steps = recipe.other_clips, max(2, recipe.teacher_steps // 2)
+    cfg = gates.best_cfg(bases, _module(folders), clips, steps)
     return [Check("guidance of the teacher", cfg, 1.0)]
 
 

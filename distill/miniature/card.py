@@ -61,7 +61,7 @@ _STUDENTS = """## Distilled
 
 `train` made these motion modules of the undistilled one, on clips that `data generate` made;
 {global_batch} clips a step; they want cfg 1. Seen base models: {bases}. How good they are:
-`benchmarks/results/miniature_claims.md`.
+`docs/miniature.md`.
 
 | file | steps | taught by | loss | iterations |
 |---|---|---|---|---|

@@ -4,6 +4,7 @@ Gate A asks whether a base model hears its caption, gate B whether the motion mo
 worth distilling: measured on captions that were never trained (split.py's "validation").
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -15,7 +16,7 @@ from ..models.latents import encode_images
 from . import metrics, render, sample, split, styles, world
 from .sample import Setting
 
-CFGS = (1.5, 2.5, 4.0)  # the best one is the teacher's
+CFGS = (1.5, 2.0, 2.5)  # the best one is the teacher's
 _CAPTION_TIMESTEPS = (500, 850)
 
 
@@ -80,12 +81,18 @@ def caption_excess(base: BaseModel, style: str, t: int, images: int) -> float:
     return losses[1] / losses[0] - 1
 
 
-def best_cfg(base: BaseModel, module: MotionModule, style: str, clips: int, steps: int) -> float:
-    """Return the guidance under which the teacher keeps to the most captions and paths."""
+def best_cfg(bases: Mapping[str, BaseModel], module: MotionModule, clips: int, steps: int) -> float:
+    """Return the guidance under which the teacher does best on some base models, by style.
+
+    That is, keeps to the most captions and paths, smoothly, and in the colours of true clips.
+    """
 
     def worth(cfg: float) -> float:
-        means = _teacher(base, module, style, cfg, clips, steps)
-        return means["motion"] + means["colour"] + means["strict"] - means["jerk"]
+        means = [_teacher(base, module, style, cfg, clips, steps) for style, base in bases.items()]
+        return sum(
+            m["motion"] + m["colour"] + m["strict"] - m["jerk"] - abs(m["chroma"] - 1)
+            for m in means
+        )
 
     return max(CFGS, key=worth)
 
@@ -93,9 +100,12 @@ def best_cfg(base: BaseModel, module: MotionModule, style: str, clips: int, step
 def gate_b_first(
     base: BaseModel, module: MotionModule, cfg: float, clips: int, steps: int
 ) -> list[Check]:
-    """Check the teacher on f_0: motion, colour, path, smoothness, style; and still without it."""
+    """Check the teacher on f_0, that it stands still without it, and that few steps are worse."""
     means = _teacher(base, module, styles.F0, cfg, clips, steps)
     without = _teacher(base, None, styles.F0, cfg, max(2, clips // 4), steps)
+    guided = _teacher(base, module, styles.F0, cfg, clips, steps=2)
+    unguided = _teacher(base, module, styles.F0, 1.0, clips, steps=4)
+    off = max(abs(guided[name] / means[name] - 1) for name in ("jerk", "chroma"))
     return [
         Check("plain: motion", means["motion"], 0.90),
         Check("plain: colour", means["colour"], 0.95),
@@ -104,6 +114,12 @@ def gate_b_first(
         Check("plain: style", means["style"], 0.90),
         Check("plain: grain", means["grain"], 2.0, at_most=True),
         Check("plain: motion without the motion module", without["motion"], 0.35, at_most=True),
+        Check("plain, 2 steps: jerk or chroma, off by", off, 0.10),
+        Check(
+            "plain, 4 steps without guidance: strict path, lost",
+            means["strict"] - unguided["strict"],
+            0.05,
+        ),
     ]
 
 

@@ -43,10 +43,10 @@ def _quick(iterations: int) -> LoopOptions:
 
 RECIPES = {
     "full": Recipe(
-        first_base=Stage(LoopOptions(5000, 2e-3, ema=0.998), batch=64, high_noise=1.25),
-        other_bases=Stage(LoopOptions(400, 1.5e-3, ema=0.99), batch=64, high_noise=1.25),
-        motion=Stage(LoopOptions(10000, 1.5e-3, ema=0.999), batch=8, high_noise=1.5),
-        gate_clips=200,
+        first_base=Stage(LoopOptions(4000, 2e-3, ema=0.998), batch=64, high_noise=1.25),
+        other_bases=Stage(LoopOptions(500, 1e-3, ema=0.99), batch=64, high_noise=1.25),
+        motion=Stage(LoopOptions(7000, 1.5e-3, ema=0.998), batch=8, high_noise=1.5),
+        gate_clips=96,
         other_clips=48,
     ),
     # for tests of the pipeline: a minute, far from passing a gate, and often saved

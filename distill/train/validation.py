@@ -231,14 +231,9 @@ class Record:
 
     def __init__(self, folder: Path, resumed: Place) -> None:
         self.file = folder / FILE
-        if not self.file.is_file():
-            return
-        advice = "delete it; the run goes on without its earlier lines"
-        with one_sentence(str(self.file), advice):
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and _is_before(line, resumed)]
+        kept = [line for line in read_lines(folder) if _is_before(line, resumed)]
         with atomic_path(self.file) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(map(_as_line, kept)), encoding="utf-8")
 
     def begin(self, config: TrainConfig, device: torch.device) -> None:
         """Write what the following lines are made by."""
@@ -257,7 +252,7 @@ class Record:
 
     def _write(self, lines: Sequence[Mapping[str, object]]) -> None:
         with self.file.open("a", encoding="utf-8") as target:
-            target.writelines(json.dumps(line) + "\n" for line in lines)
+            target.writelines(map(_as_line, lines))
 
 
 def describe(folder: Path, config: TrainConfig, number: int) -> list[str]:
@@ -302,12 +297,20 @@ def _at(line: dict) -> tuple[int, int]:
 
 
 def read_lines(folder: Path) -> list[dict]:
-    """Return what validation.jsonl tells, none where there is no such file."""
+    """Return what validation.jsonl tells, none where there is no such file.
+
+    A kill may leave half a line at the end, which is left out.
+    """
     file = folder / FILE
     if not file.is_file():
         return []
     with one_sentence(str(file), "delete it; the run goes on without its earlier lines"):
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _as_line(told: Mapping[str, object]) -> str:
+    return json.dumps(told) + "\n"
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -364,9 +367,8 @@ def _batched(numbers: Sequence[int], size: int) -> list[Sequence[int]]:
     return [numbers[i : i + size] for i in range(0, len(numbers), size)]
 
 
-def _is_before(line: str, resumed: Place) -> bool:
+def _is_before(told: dict, resumed: Place) -> bool:
     """Tell whether a line was written before a checkpoint was; a phase's start is measured anew."""
-    told = json.loads(line)
     if "stage" not in told:
         return True
     place = Place(told["stage"], told["phase"], told["iteration"])
