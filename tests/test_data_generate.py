@@ -19,6 +19,7 @@ from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.files import claim
 from animatediff_lightning.distill.miniature import shipped, split
 from animatediff_lightning.distill.models.base_model import BaseModel, load_base
+from animatediff_lightning.distill.models.latents import decode_images
 from animatediff_lightning.distill.sampling.sample import generate_latents
 from animatediff_lightning.motion_module import checkpoint
 from diffusers import AutoencoderKL
@@ -96,11 +97,11 @@ def test_a_clip_is_what_the_generate_command_makes_of_its_seed(undisturbed):
 
 
 def test_flipped_latents_are_those_of_the_flipped_frames(undisturbed):
-    pool, vae = ClipPool(str(undisturbed.out)), load_base(shipped.base()).vae
+    pool, base = ClipPool(str(undisturbed.out)), load_base(shipped.base())
     assert pool.can_flip
     plain, mirrored = (pool.read(ClipRef(0, 2)).oriented(flip) for flip in (False, True))
     assert mirrored[1] == "a teal mouse running left"
-    images, wanted = vae.decode(mirrored[0]).sample, vae.decode(plain[0]).sample.flip(-1)
+    images, wanted = decode_images(base, mirrored[0]), decode_images(base, plain[0]).flip(-1)
     torch.testing.assert_close(images, wanted, rtol=0, atol=2e-3)  # latents are kept in float16
     assert not torch.equal(mirrored[0], plain[0].flip(-1))
 

@@ -304,9 +304,12 @@ def read_lines(folder: Path) -> list[dict]:
     file = folder / FILE
     if not file.is_file():
         return []
+    told = []
     with one_sentence(str(file), "delete it; the run goes on without its earlier lines"):
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.endswith("}"):
+                told.append(json.loads(line))
+    return told
 
 
 def _as_line(told: Mapping[str, object]) -> str:
