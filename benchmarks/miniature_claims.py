@@ -22,11 +22,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from animatediff_lightning.distill.evaluate import frechet
+from animatediff_lightning.distill.evaluate import features, frechet
 from animatediff_lightning.distill.files.digest import digest
-from animatediff_lightning.distill.miniature import metrics, probe, shipped, split, styles
+from animatediff_lightning.distill.miniature import metrics, shipped, split, styles
 from animatediff_lightning.distill.miniature.sample import Setting, sample_clips, show
 from animatediff_lightning.distill.models.base_model import load_base, quiet_libraries
+from animatediff_lightning.distill.models.latents import to_frames
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.files import atomic_path
 from tqdm import tqdm
@@ -38,8 +39,8 @@ STEPS = (8, 4, 2, 1)
 TEACHER_STEPS, CFG = shipped.STEPS, shipped.cfg()
 SHIPPED = "mse"  # the method whose students come with the package
 METHODS = ("mse", "cross", "cross_discriminator", "first_stage", "single", "consistency")
-OTHER_SEEDS = 1_000_000
 AT_ONCE = 20
+OF_PROBE = features.network(None, torch.device("cpu"))
 METRICS = ("motion", "strict", "jerk", "chroma", "grain", "colour", "style")
 COLUMNS = (
     "method",
@@ -90,7 +91,7 @@ def cells(options, base):
     naive = shipped.motion_module()
     found = [
         Cell("teacher", naive, base, "euler", TEACHER_STEPS, CFG),
-        Cell("other seeds", naive, base, "euler", TEACHER_STEPS, CFG, OTHER_SEEDS),
+        Cell("other seeds", naive, base, "euler", TEACHER_STEPS, CFG, features.OTHER_SEEDS),
     ]
     for steps in STEPS:
         found += [
@@ -151,22 +152,17 @@ def measure(cell, options, scenes):
         few = scenes[torch.arange(first, min(first + AT_ONCE, options.n))]
         clips = sample_clips(base, module, few.captions(), setting, cell.first_seed + first)
         found = {k: v.numpy() for k, v in metrics.score(clips, few, cell.base).items()}
-        found["probe"] = features(clips)
+        found["probe"] = OF_PROBE(to_frames(clips)).numpy()
         kept = {k: np.concatenate([kept[k], v]) if k in kept else v for k, v in found.items()}
         with atomic_path(file) as temporary:
             np.savez(temporary, **kept)
     return kept
 
 
-def features(clips):
-    """Return the probe's features of clips, as a file of 8-bit pixels has them."""
-    pixels = ((clips.clamp(-1, 1) + 1) * 127.5).round()
-    return probe.features(pixels / 127.5 - 1).numpy()
-
-
 def truth(scenes, base, seed):
     """Return what the table compares with of true clips of the same captions."""
-    return {"probe": features(metrics.other_true_clips(scenes.captions(), base, seed))}
+    found = features.of_true_clips(OF_PROBE, scenes.captions(), base, seed, AT_ONCE)
+    return {"probe": found.numpy()}
 
 
 def distance(a, b, rows=slice(None)):
@@ -283,14 +279,14 @@ def main():
             "teacher": measured[base, "teacher", TEACHER_STEPS],
             "again": measured[base, "other seeds", TEACHER_STEPS],
             "truth": truth(scenes, base, 0),
-            "other truth": truth(scenes, base, OTHER_SEEDS),
+            "other truth": truth(scenes, base, features.OTHER_SEEDS),
         }
         for cell, scores in sorted(found.items(), key=lambda i: (i[0].method, -i[0].steps)):
             if cell.method != "other seeds":
                 rows.append(row(cell, scores, references[base]))
     if options.no_table:
         return
-    home = truth(scenes, styles.F0, OTHER_SEEDS)
+    home = truth(scenes, styles.F0, features.OTHER_SEEDS)
     far = [
         {"base": base, "frechet": f"{distance(references[base]['truth'], home):.4g}"}
         for base in bases

@@ -32,6 +32,14 @@ torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """The folder of a distillation's two pools."""
+    from . import distil_files  # it imports the trainer, which takes seconds
+
+    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
+
+
 @pytest.fixture(scope="session")
 def thin_config():
     """Factory of configs with AnimateDiff's structure over any channels; two levels by default."""

@@ -3,14 +3,18 @@
 What it trains on does not matter to these tests; real runs take the teacher's clips.
 """
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from animatediff_lightning.distill.cli.program import main
 from animatediff_lightning.distill.data import latent_shards
 from animatediff_lightning.distill.miniature import render, shipped, split, styles
 from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.models.latents import encode_images
+from animatediff_lightning.distill.train.run_folder import Place, RunFolder
 
 CLIPS = 8
 CONFIG = """
@@ -69,6 +73,28 @@ def copied(module):
 def same(a, b):
     """Tell whether two sets of tensors are equal to the bit."""
     return a.keys() == b.keys() and all(torch.equal(t, b[k]) for k, t in a.items())
+
+
+def train(write: Callable[..., Path], folder: Path, clips: Path, **options) -> tuple[Path, Path]:
+    """Train a whole run of the config that `write` writes; return its folder and the config."""
+    file = write(folder / "run.toml", folder / "out", clips, **options)
+    assert main(["train", str(file), "--device", "cpu"]) == 0
+    return folder / "out", file
+
+
+def cut_and_go_on(run: tuple[Path, Path], folder: Path, left: Place, student: str) -> Path:
+    """Go on in a copy of a run, as after a kill behind `left`; return the copy's folder."""
+    whole, file = run
+    again = RunFolder(folder / "out")
+    shutil.copytree(whole, again.root)
+    for place in again.places():
+        if place > left:
+            again.file(place).unlink()
+    again.student(student).unlink()
+    config = folder / "run.toml"
+    config.write_text(file.read_text().replace(str(whole), str(again.root)))
+    assert main(["train", str(config), "--device", "cpu"]) == 0
+    return again.root
 
 
 def write_pools(folder: Path) -> Path:

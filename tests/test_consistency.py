@@ -1,7 +1,6 @@
 """The consistency loss: a student that is drawn to its own x0, or to that of its average."""
 
 import csv
-import shutil
 
 import pytest
 from animatediff_lightning.distill.cli.program import main
@@ -37,17 +36,9 @@ def losses_of(folder):
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture(scope="module")
 def averaged(clips, tmp_path_factory):
     """The folder of a run whose target is the average, and its config."""
-    folder = tmp_path_factory.mktemp("run")
-    file = write_config(folder / "run.toml", folder / "out", clips)
-    assert main(["train", str(file), "--device", "cpu"]) == 0
-    return folder / "out", file
+    return distil_files.train(write_config, tmp_path_factory.mktemp("run"), clips)
 
 
 @pytest.mark.slow
@@ -62,17 +53,8 @@ def test_the_average_is_another_target_as_soon_as_it_lags(averaged, clips, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [1, 2, 3])
 def test_it_goes_on_anywhere_to_the_same_bits(averaged, tmp_path, left):
-    folder, file = averaged
-    again = tmp_path / "out"
-    shutil.copytree(folder, again)
-    run = RunFolder(again)
-    for place in run.places():
-        if place > Place(0, 0, left):
-            run.file(place).unlink()
-    run.student("consistency").unlink()
-    config = tmp_path / "run.toml"
-    config.write_text(file.read_text().replace(str(folder), str(again)))
-    assert main(["train", str(config), "--device", "cpu"]) == 0
+    folder, _ = averaged
+    again = distil_files.cut_and_go_on(averaged, tmp_path, Place(0, 0, left), "consistency")
     assert losses_of(again) == losses_of(folder)
     students = [load_file(RunFolder(f).student("consistency")) for f in (folder, again)]
     assert same(*students)

@@ -38,17 +38,9 @@ EXACT = ("loss_d", "loss_g", "d_on_teacher", "d_on_student", "d_gap", "norm_d", 
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(clips, tmp_path_factory):
     """The folder of a whole run, and its config."""
-    folder = tmp_path_factory.mktemp("run")
-    file = distil_files.write_config(folder / "run.toml", folder / "out", clips)
-    assert main(["train", str(file), "--device", "cpu"]) == 0
-    return folder / "out", file
+    return distil_files.train(distil_files.write_config, tmp_path_factory.mktemp("run"), clips)
 
 
 def curves(folder):

@@ -2,7 +2,6 @@
 
 import csv
 import re
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,7 @@ from animatediff_lightning.distill.train import (
 )
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train.phase import PhaseTrainer
-from animatediff_lightning.distill.train.run_folder import Place, RunFolder
+from animatediff_lightning.distill.train.run_folder import Place
 from animatediff_lightning.motion_module import checkpoint
 from animatediff_lightning.motion_module.module import MotionModule
 from animatediff_lightning.samplers import prediction, schedule
@@ -57,25 +56,17 @@ FIGURES = ("loss_g", "norm_g", "loss_fake", "norm_fake", "error_of_fake", "error
 
 
 def write_config(file, out, clips, **options):
-    """Write a config with one stage of MSE, then distribution."""
+    """Write a config with one stage of MSE, then distribution; every checkpoint stays."""
     text = distil_files.write_config(file, out, clips, **options).read_text()
+    text = text.replace("keep = 2", "keep = 9")
     file.write_text(text[: text.index("[[stages]]")] + STAGES)
     return file
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(clips, tmp_path_factory):
     """The folder of a whole run, and its config."""
-    folder = tmp_path_factory.mktemp("run")
-    file = write_config(folder / "run.toml", folder / "out", clips)
-    file.write_text(file.read_text().replace("keep = 2", "keep = 9"))
-    assert main(["train", str(file), "--device", "cpu"]) == 0
-    return folder / "out", file
+    return distil_files.train(write_config, tmp_path_factory.mktemp("run"), clips)
 
 
 def curve(folder):
@@ -299,17 +290,8 @@ def test_a_start_that_is_no_version_of_the_teacher_is_told(clips, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [Place(0, 0, 1), Place(0, 1, 1), Place(0, 1, 2)])
 def test_it_goes_on_anywhere_to_the_same_bits(undisturbed, tmp_path, left):
-    folder, file = undisturbed
-    again = tmp_path / "out"
-    shutil.copytree(folder, again)
-    run = RunFolder(again)
-    for place in run.places():
-        if place > left:
-            run.file(place).unlink()
-    (again / "students" / "2step.safetensors").unlink()
-    config = tmp_path / "run.toml"
-    config.write_text(file.read_text().replace(str(folder), str(again)))
-    assert main(["train", str(config), "--device", "cpu"]) == 0
+    folder, _ = undisturbed
+    again = distil_files.cut_and_go_on(undisturbed, tmp_path, left, "2step")
     assert curve(again) == curve(folder)
     students = [load_file(f / "students" / "2step.safetensors") for f in (folder, again)]
     assert same(*students)

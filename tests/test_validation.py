@@ -1,7 +1,6 @@
 """What a distillation measures on base models that it does not train with, and what it keeps."""
 
 import math
-import shutil
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from animatediff_lightning.distill.models.base_model import load_base
 from animatediff_lightning.distill.train import checks, plan, setup, stages, validation
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train.config import ConfigError, ValidationTable
-from animatediff_lightning.distill.train.run_folder import Place, RunFolder
+from animatediff_lightning.distill.train.run_folder import Place
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
@@ -41,17 +40,9 @@ def write_config(file, out, clips, table=TABLE, iterations=ITERATIONS):
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    return distil_files.write_pools(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(clips, tmp_path_factory):
     """The folder of a whole run, and its config."""
-    folder = tmp_path_factory.mktemp("run")
-    file = write_config(folder / "run.toml", folder / "out", clips)
-    assert main(["train", str(file), "--device", "cpu"]) == 0
-    return folder / "out", file
+    return distil_files.train(write_config, tmp_path_factory.mktemp("run"), clips)
 
 
 @pytest.fixture
@@ -159,17 +150,8 @@ def test_a_trainer_keeps_the_best_and_a_checkpoint_brings_it_back(training):
 @pytest.mark.slow
 @pytest.mark.parametrize("left", [1, 2, 4])
 def test_it_goes_on_anywhere_to_the_same_student_and_lines(undisturbed, tmp_path, left):
-    folder, file = undisturbed
-    again = tmp_path / "out"
-    shutil.copytree(folder, again)
-    run = RunFolder(again)
-    for place in run.places():
-        if place.count > left:
-            run.file(place).unlink()
-    run.student("2step").unlink()
-    config = tmp_path / "run.toml"
-    config.write_text(file.read_text().replace(str(folder), str(again)))
-    assert main(["train", str(config), "--device", "cpu"]) == 0
+    folder, _ = undisturbed
+    again = distil_files.cut_and_go_on(undisturbed, tmp_path, Place(0, 0, left), "2step")
     assert lines(again) == lines(folder)
     assert same(student(folder), student(again))
 

@@ -11,6 +11,7 @@ from ..models.latents import to_frames, to_images
 from . import i3d, i3d_weights
 
 Features = Callable[[Tensor], Tensor]
+OTHER_SEEDS = 1_000_000  # how far the seeds of what is compared with are from a method's own
 
 
 def network(i3d_file: Path | None, device: torch.device) -> Features:

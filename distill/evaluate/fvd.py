@@ -33,7 +33,6 @@ from . import features, frechet
 from .fvd_report import SHOWN_FRAMES, TABLE, Row, draw_comparison, plot_distances, write_table
 from .fvd_request import RECORD, FvdRequest, SettledMethod
 
-OTHER_SEEDS = 1_000_000  # how far the seeds of the noise floor are from the others
 _SHOWN_CLIPS = 2
 
 
@@ -127,7 +126,7 @@ class Bench:
         """Yield a row for each method on a base model, and draw its contact sheet."""
         teacher, base = self.request.teacher, _Lazy(lambda: self._load(name))
         reference, shown = self.measure(base, name, teacher, 0)
-        again, _ = self.measure(base, name, teacher, OTHER_SEEDS)
+        again, _ = self.measure(base, name, teacher, features.OTHER_SEEDS)
         truth = self._truth(name)
         floor, floor_true = _distance(again, reference), _distance(*truth) if truth else ""
         sheet = [shown]
@@ -158,7 +157,7 @@ class Bench:
         style, at_once, seed = _short(name), self.request.at_once, self.request.seed
         return [
             features.of_true_clips(self._features, self.prompts, style, s, at_once)
-            for s in (seed, seed + OTHER_SEEDS)
+            for s in (seed, seed + features.OTHER_SEEDS)
         ]
 
     def measure(

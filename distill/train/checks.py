@@ -43,12 +43,16 @@ def _open_pool(config: TrainConfig, name: str) -> ClipPool | PromptPool:
     if pool.shards is not None:
         return ClipPool(pool.shards, pool.shape_weights)
     base = next((s.base for s in config.slots if s.pool == name), config.slots[0].base)
-    configs = next((s.config for s in config.slots if s.base == base), None)
-    factor = latent_factor(base_path(base), configs)
+    factor = _factor_of(config, base)
     channels = empty_unet(base_path(base)).config["in_channels"]
     assert pool.prompts is not None, "the config has been checked"
     shape = (config.frames, channels, config.height // factor, config.width // factor)
     return PromptPool(pool.prompts, shape)
+
+
+def _factor_of(config: TrainConfig, base: str) -> int:
+    slot = config.slot_of(base)
+    return latent_factor(base_path(base), slot.config if slot else None)
 
 
 def teacher_file(config: TrainConfig, stage: int, steps: int) -> Path:
@@ -120,8 +124,7 @@ def _modules_within(config: TrainConfig, base: str) -> set[str]:
 
 
 def _problems_of_size(config: TrainConfig, base: str) -> Iterator[str]:
-    configs = next((s.config for s in config.slots if s.base == base), None)
-    factor, problems = _attempt(lambda: latent_factor(base_path(base), configs))
+    factor, problems = _attempt(lambda: _factor_of(config, base))
     yield from problems
     if factor is not None:
         _, problems = _attempt(lambda: check_size(config.width, config.height, factor))

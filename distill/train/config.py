@@ -419,6 +419,10 @@ class TrainConfig(_Table):
         """The base models of the validation."""
         return self.validation.bases if self.validation is not None else ()
 
+    def slot_of(self, base: str) -> Slot | None:
+        """Return the first slot that has a base model, None where no slot has it."""
+        return next((s for s in self.slots if s.base == base), None)
+
     def base_index(self, slot: int) -> int:
         return self.bases.index(self.slots[slot].base)
 

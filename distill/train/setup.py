@@ -62,7 +62,7 @@ def load_setup(config: TrainConfig, device: torch.device, resume: bool) -> Setup
 
 
 def _load_base(config: TrainConfig, device: torch.device, name: str) -> BaseModel:
-    slot = next((s for s in config.slots if s.base == name), None)
+    slot = config.slot_of(name)
     return load_base(
         base_path(name),
         device=device,

@@ -40,7 +40,6 @@ from .run_folder import Place
 from .student import MovingBase
 
 FILE = "validation.jsonl"
-OTHER_SEEDS = 1_000_000  # how far the seeds of the clips that are compared with are from the others
 _WALKS = 8  # clips on which each step is looked at
 _GAIN = 0.05  # a distance that fell by less has hardly changed: it varies by that from seed to seed
 _VERSIONS = ("torch", "diffusers", "transformers")
@@ -99,9 +98,8 @@ class Validator:
 
         A phase's start is measured too, and never the best: nothing was learned in it yet.
         """
-        weights = dict(self._student.named_parameters())
-        copy_average(dict(trainer.networks.plain_student.motion_module.named_parameters()), weights)
-        copy_average(trainer.average, weights)
+        trained = dict(trainer.networks.plain_student.motion_module.named_parameters())
+        copy_average(trainer.average or trained, dict(self._student.named_parameters()))
         found = self.measure(trainer.networks, self._student)
         if self._table.keep_best and place.count:
             distance = sum(f.frechet for f in found.values()) / len(found)
@@ -142,9 +140,11 @@ class Validator:
             captions = _cycled(self._captions, self._table.clips)
             style = name.removeprefix(PREFIX)
             at_once = self._config.clips_per_rank
-            return features.of_true_clips(self._features, captions, style, OTHER_SEEDS, at_once)
+            return features.of_true_clips(
+                self._features, captions, style, features.OTHER_SEEDS, at_once
+            )
         settings = _sized(self._config, steps=self._table.steps, cfg=guidance_of(self._config))
-        return self._features_of(name, self._undistilled, settings, OTHER_SEEDS)
+        return self._features_of(name, self._undistilled, settings, features.OTHER_SEEDS)
 
     def _features_of(
         self,
