@@ -14,8 +14,14 @@ from .schedule import NUM_TRAIN_TIMESTEPS, alpha_bar
 def coefficients(
     timesteps: torch.Tensor | int, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar), broadcasting over `like`, in its dtype."""
-    ab = alpha_bar(torch.as_tensor(timesteps, device=like.device))
+    """Return sqrt(alpha_bar) and sqrt(1 - alpha_bar), broadcasting over `like`, in its dtype.
+
+    Those of a number stay single values on the CPU, which go to a GPU's kernels without a copy.
+    """
+    if isinstance(timesteps, int):
+        ab = alpha_bar(torch.tensor(timesteps))
+        return ab.sqrt().to(like.dtype), (1 - ab).sqrt().to(like.dtype)
+    ab = alpha_bar(timesteps.to(like.device))
     ab = ab.reshape(ab.shape + (1,) * (like.ndim - ab.ndim))
     alpha, sigma = ab.sqrt().to(like.dtype), (1 - ab).sqrt().to(like.dtype)
     return alpha.to(like.device), sigma.to(like.device)

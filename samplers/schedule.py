@@ -16,8 +16,16 @@ CLEAN = -1  # the "timestep" of x0: alpha_bar = 1
 
 @lru_cache(maxsize=1)
 def _alphas_cumprod() -> torch.Tensor:
-    betas = torch.linspace(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
-    return torch.cumprod(1 - betas, dim=0)
+    with torch.inference_mode(False):  # whoever asks first, training may use it later
+        betas = torch.linspace(BETA_START, BETA_END, NUM_TRAIN_TIMESTEPS, dtype=torch.float64)
+        return torch.cumprod(1 - betas, dim=0)
+
+
+@lru_cache
+def _with_clean(device: torch.device) -> torch.Tensor:
+    """Return alpha_bar of every timestep on a device, and 1 at the end, so that -1 is x0."""
+    with torch.inference_mode(False):
+        return torch.cat([_alphas_cumprod(), torch.ones(1, dtype=torch.float64)]).to(device)
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -30,10 +38,9 @@ def alpha_bar(timesteps: torch.Tensor) -> torch.Tensor:
 
     On the device of the timesteps, but for Apple's GPUs, which have no float64: then on the CPU.
     """
-    device = "cpu" if timesteps.device.type == "mps" else timesteps.device
-    # 1 is appended at the end, so that index -1 is x0
-    table = torch.cat([_alphas_cumprod(), torch.ones(1, dtype=torch.float64)]).to(device)
-    return table[timesteps.to(device).long()]
+    device = torch.device("cpu") if timesteps.device.type == "mps" else timesteps.device
+    # take: an index of a single number would make the processor wait for a GPU
+    return _with_clean(device).take(timesteps.to(device).long())
 
 
 def trailing_timesteps(num_steps: int) -> list[int]:

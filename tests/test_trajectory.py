@@ -23,6 +23,14 @@ def test_students_start_on_their_trailing_grid(steps):
     assert [trajectory.timestep(p) for p in starts] == schedule.trailing_timesteps(steps)
 
 
+@pytest.mark.parametrize(("steps", "different"), [(128, 8), (32, 8), (8, 0), (1, 0)])
+def test_the_other_rounding_differs_by_one_timestep_on_the_long_grids_alone(steps, different):
+    starts = trajectory.start_positions(stage(steps * 2, steps))
+    apart = [trajectory.timestep(p) - round(p - 1) for p in starts]
+    assert {abs(a) for a in apart} <= {0, 1}
+    assert sum(a != 0 for a in apart) == different
+
+
 def test_a_consistency_student_starts_on_the_whole_grid_of_its_teacher():
     starts = trajectory.start_positions(stage(32, 1, loss="consistency"))
     assert [trajectory.timestep(p) for p in starts] == schedule.trailing_timesteps(32)

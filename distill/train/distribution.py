@@ -77,7 +77,7 @@ def distribution_gradient(
     x0_fake, x0_real = (trajectory.to_clean(x, e, tau) for e in (of_fake, guided))
     far = (x0 - x0_real).abs().flatten(1).mean(1).clamp(min=stage.normaliser_floor)
     figures = {
-        name: score_error(e, landing[1], tau, batch.noise).item()
+        name: score_error(e, landing[1], tau, batch.noise)
         for name, e in (("error_of_fake", of_fake), ("error_of_teacher", of_teacher))
     }
     return (x0_fake - x0_real) / far.reshape(-1, *(1,) * (x0.ndim - 1)), figures

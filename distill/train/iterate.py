@@ -16,8 +16,8 @@ from . import batches, sheets, validation
 from .batches import Batch
 from .config import SATURATED_AFTER
 from .curves import Curves
-from .losses import Figures, Networks
-from .phase import CollapsedError, PhaseTrainer, batches_of
+from .losses import Networks
+from .phase import CollapsedError, Means, PhaseTrainer, batches_of
 from .run_folder import Place
 from .setup import Setup
 from .validation import Record
@@ -112,7 +112,7 @@ class Report:
         if self._curves is not None:
             self._curves.close()
 
-    def add(self, place: Place, figures: Figures) -> None:
+    def add(self, place: Place, figures: Means) -> None:
         """Write an iteration's figures."""
         if self._curves is not None:
             self._curves.add(place, figures | {"peak_gib": peak_gib(self._setup.device)})

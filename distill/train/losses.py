@@ -23,7 +23,8 @@ from .config import Phase, Stage
 from .discriminator import Discriminator, State
 from .student import MovingBase, Student
 
-Figures = dict[str, float]
+# of a batch, single values on the device: a GPU would wait where one is asked for its number
+Figures = dict[str, Tensor]
 
 
 @dataclass
@@ -146,13 +147,13 @@ def discriminator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Fi
     of_teacher, of_student = _logits(networks, networks.discriminator, batch, [real, fake])
     gap = of_teacher - of_student
     figures = {
-        "d_on_teacher": (of_teacher > 0).float().mean().item(),
-        "d_on_student": (of_student < 0).float().mean().item(),
-        "d_gap": gap.float().mean().item(),
+        "d_on_teacher": (of_teacher > 0).float().mean(),
+        "d_on_student": (of_student < 0).float().mean(),
+        "d_gap": gap.detach().float().mean(),
     }
     if not networks.relativistic:
         return discriminator(of_teacher, of_student), figures
-    right = (gap > 0).float().mean().item()  # a single logit means nothing
+    right = (gap > 0).float().mean()  # a single logit means nothing
     return relativistic(of_teacher, of_student), figures | {
         "d_on_teacher": right,
         "d_on_student": right,
@@ -181,7 +182,7 @@ def generator_of_batch(networks: Networks, batch: Batch) -> tuple[Tensor, Figure
 def weighted_mse(weight: float, landing: Tensor, target: Tensor) -> tuple[Tensor, Figures]:
     """Return a share of the distance of two landings, and how far they are apart."""
     apart = mse(landing, target)
-    return weight * apart, {"mse": apart.item()}
+    return weight * apart, {"mse": apart.detach()}
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from .config import Phase, Stage
 from .discriminator import Discriminator
 from .distribution import distribution_of_batch, fake_of_batch
 from .losses import (
-    Figures,
     LossOfBatch,
     Networks,
     consistency_of_batch,
@@ -30,6 +29,7 @@ from .losses import (
     mse_of_batch,
 )
 
+Means = dict[str, float]  # of an iteration, by name
 STUDENT_LOSSES: dict[str, LossOfBatch] = {
     "mse": mse_of_batch,
     "consistency": consistency_of_batch,
@@ -86,7 +86,7 @@ class PhaseTrainer:
         self.saturated_iterations = self.skipped = 0
         self.skipped_in_a_row = {"student": 0, "critic": 0}
 
-    def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Figures:
+    def train_step(self, iteration: int, batches: Sequence[Sequence[Batch]]) -> Means:
         """Update the critic once for each list of batches, and the student on the last of them.
 
         While the critic has its head start, it alone. Returns the figures of all processes
@@ -95,7 +95,7 @@ class PhaseTrainer:
         """
         networks, stage, phase = self.networks, self.networks.stage, self.networks.phase
         plan = stage.critic_of(phase)
-        figures: Figures = {}
+        figures: Means = {}
         if networks.critic is not None and self.critic_optimizer is not None:
             loss, name = CRITIC_LOSSES[stage.loss_of(phase)]
             networks.critic.requires_grad_(True)
@@ -165,21 +165,23 @@ class PhaseTrainer:
         self.saturated_iterations = state["saturated_iterations"]
         self.skipped, self.skipped_in_a_row = state["skipped"], dict(state["skipped_in_a_row"])
 
-    def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Figures:
+    def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Means:
         """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
 
         Returns the loss and its figures, this process's means.
         """
-        sums: Figures = {}
+        found = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
             with contextlib.nullcontext() if last else distributed.no_sync(module):
                 with self.networks.autocast():
                     value, figures = loss(self.networks, batch)
                 (value / len(batches)).backward()
-            for name, figure in (figures | {"loss": value.item()}).items():
-                sums[name] = sums.get(name, 0.0) + figure / len(batches)
-        return sums
+            found.append(figures | {"loss": value.detach()})
+        names = list(found[0])
+        rows = torch.stack([torch.stack([f[name].float() for name in names]) for f in found])
+        columns = zip(*rows.tolist(), strict=True)  # the processor waits for a GPU here alone
+        return {n: sum(v / len(found) for v in c) for n, c in zip(names, columns, strict=True)}
 
     def _optimize(self, who: str, iteration: int, rate: float) -> float:
         """Update the student or the critic at a learning rate, and return the gradient's norm.
@@ -206,12 +208,12 @@ class PhaseTrainer:
             )
         return norm.item()
 
-    def _averaged_over_processes(self, figures: Figures) -> Figures:
+    def _averaged_over_processes(self, figures: Means) -> Means:
         """Return the mean of every process's figures; norms are the same on all."""
         means = distributed.mean(figures.values(), self._device)
         return dict(zip(figures, means, strict=True))
 
-    def _count_saturation(self, figures: Figures) -> None:
+    def _count_saturation(self, figures: Means) -> None:
         if "loss_g" not in figures:  # D alone learns, and may well be right about every clip
             return
         right = min(figures.get("d_on_teacher", 0.0), figures.get("d_on_student", 0.0))

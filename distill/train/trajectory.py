@@ -5,6 +5,7 @@ makes one. Positions are exact fractions on 0 .. 1000 (1000 is T, 0 the clean sa
 1000 / 128 is no whole number; the grids are nested trailing grids.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -21,7 +22,12 @@ CLEAN_POSITION = Fraction(0)
 
 
 def timestep(position: Fraction) -> int:
-    """Return the 0-based timestep of a position, CLEAN (-1) for 0; halves go to even."""
+    """Return the 0-based timestep of a position, CLEAN (-1) for 0; halves go to even.
+
+    So do diffusers' trailing timesteps, which a student is used on. Grids written as
+    round(position - 1) differ by one timestep at 8 points of the grids of 32 and of 128
+    steps, and nowhere on those of 8, 4, 2 and 1 [open: which of the two the authors have].
+    """
     return round(position) - 1
 
 
@@ -79,12 +85,14 @@ def follow(
     `positions` has a list of equally many points for each clip. Returns the clips at their last
     points and those timesteps (clips,).
     """
-    grid = torch.stack([timesteps(p) for p in positions]).to(x_t.device)  # clips points
-    for t, t_next in zip(grid.T[:-1], grid.T[1:], strict=True):
-        if torch.equal(t, t_next):  # all of them are clean already
+    points = torch.stack([timesteps(p) for p in positions], dim=1)  # points clips
+    still = points[:-1].eq(points[1:]).all(dim=1).tolist()  # asked on the CPU: a GPU would wait
+    grid = points.to(x_t.device)
+    for (t, t_next), stays in zip(itertools.pairwise(grid), still, strict=True):
+        if stays:  # all of them are where they end already
             break
         x_t = prediction.move(x_t, predict_eps(x_t, t), t, t_next)
-    return x_t, grid[:, -1]
+    return x_t, grid[-1]
 
 
 def to_clean(x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
