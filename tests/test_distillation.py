@@ -50,6 +50,11 @@ def curves(folder):
     return [(r["stage"], r["phase"], r["iteration"], *(r[name] for name in EXACT)) for r in rows]
 
 
+def losses_by_base(folder):
+    with (folder / "curves.csv").open() as source:
+        return [json.loads(r["loss_g_by_base"]) for r in csv.DictReader(source)]
+
+
 def students(folder):
     return {f.name: load_file(f) for f in sorted((folder / "students").glob("*.safetensors"))}
 
@@ -82,10 +87,15 @@ def test_it_can_be_looked_at(undisturbed):
         (s, p, i) for s, p in (("0", "0"), ("1", "0"), ("1", "1")) for i in ("0", "1")
     ]
     assert [f.name for f in sorted((folder / "sheets").glob("*.png"))] == [
-        "1step-0-00000002.png",
-        "1step-1-00000002.png",
-        "2step-0-00000002.png",
+        f"{at}-00000002-{base}.png"
+        for at in ("1step-0", "1step-1", "2step-0")
+        for base in ("plain", "toon")
     ]
+    losses = losses_by_base(folder)
+    assert {tuple(of_step) for of_step in losses} == {("miniature:plain", "miniature:toon")}
+    for of_step, row in zip(losses, curves(folder), strict=True):
+        mean = sum(of_step.values()) / len(of_step)
+        assert mean == pytest.approx(float(row[3 + EXACT.index("loss_g")]))
     assert list((folder / "tensorboard").iterdir())
     assert len(list((folder / "checkpoints").iterdir())) == 2  # the newest K
 
@@ -95,6 +105,7 @@ def test_a_second_run_gives_the_same_to_the_bit(undisturbed, clips, tmp_path):
     file = distil_files.write_config(tmp_path / "run.toml", tmp_path / "out", clips)
     assert main(["train", str(file), "--device", "cpu"]) == 0
     assert curves(tmp_path / "out") == curves(folder)
+    assert losses_by_base(tmp_path / "out") == losses_by_base(folder)
     for name, tensors in students(folder).items():
         assert same(students(tmp_path / "out")[name], tensors)
 
@@ -577,13 +588,20 @@ def test_what_a_kill_left_half_written_goes_and_damage_is_told(
     (tmp_path / "out" / "students" / student).unlink()
     newest = checkpoints / "1-1-00000002.pt"
     newest.write_bytes(newest.read_bytes()[:1000])
+    others = [f for f in checkpoints.glob("*.pt") if f != newest]
+    for other in others:
+        other.rename(tmp_path / other.name)
     assert main(["train", str(file), "--device", "cpu"]) == 2
     error = capsys.readouterr().err
-    assert "; delete it, and the same command resumes from the previous checkpoint." in error
+    assert "; delete it, and the same command starts this stage again." in error
     assert "\n" not in error.strip()
     assert not any(file_left.exists() for file_left in half)
-    newest.unlink()
+    for other in others:
+        (tmp_path / other.name).rename(other)
     assert main(["train", str(file), "--device", "cpu"]) == 0
+    warned = capsys.readouterr().err
+    assert f"{newest} could not be read and is now {newest.name}.damaged;" in warned
+    assert newest.with_name(f"{newest.name}.damaged").is_file()
     assert same(students(tmp_path / "out")[student], students(undisturbed[0])[student])
 
 

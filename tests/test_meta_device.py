@@ -258,6 +258,7 @@ def networks_of(base, stage, of_phase):
         fake=fake,
         text_base=base,
         base_index={0: 0},
+        base_names=["sd15"],
         relativistic=False,
         autocast=contextlib.nullcontext,
         averaged=motion_module() if stage.target == "average" else None,

@@ -90,7 +90,9 @@ def eps_predictor(
     def predict_plain(x: Tensor, t: int, text: Tensor) -> Tensor:
         frames = len(x) // len(text)
         text_of_frames = text.repeat_interleave(frames, dim=0)  # (clips f) tokens width
-        out = base.unet(x.to(base.dtype), t, encoder_hidden_states=text_of_frames).sample.float()
+        # not the number itself, for whose copy a GPU would wait
+        at = torch.full((), t, device=x.device)
+        out = base.unet(x.to(base.dtype), at, encoder_hidden_states=text_of_frames).sample.float()
         return prediction.as_eps(out, x, t, base.prediction_type)
 
     def predict_eps(x: Tensor, t: int) -> Tensor:

@@ -4,6 +4,7 @@ A run that goes on from a checkpoint drops the rows behind it and writes them ag
 """
 
 import csv
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,7 @@ COLUMNS = (
     "error_of_teacher",
     "mse",
     "skipped",
+    "loss_g_by_base",
     "seconds",
     "peak_gib",
 )
@@ -43,7 +45,8 @@ class Curves:
     how much higher its logit is where the teacher lands than where the student does from the same
     x_t. Clips differ far more from each other than a student from its teacher, so d_gap shows that
     D learns long before d_on_* leave a half. error_of_*: of distribution.py; skipped: updates
-    of the phase that were left out, as their gradient was not finite.
+    of the phase that were left out, as their gradient was not finite; loss_g_by_base: on each base
+    model, as JSON.
     """
 
     def __init__(self, folder: Path, resumed: Place) -> None:
@@ -58,15 +61,18 @@ class Curves:
         self._writer = csv.DictWriter(self._target, COLUMNS, lineterminator="\n")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(kept))
 
-    def add(self, place: Place, values: Mapping[str, float]) -> None:
+    def add(
+        self, place: Place, values: Mapping[str, float], by_base: Mapping[str, float] | None = None
+    ) -> None:
         """Write an iteration's figures, exactly as they were computed."""
-        self._writer.writerow(
-            {"stage": place.stage, "phase": place.phase, "iteration": place.count}
-            | {name: repr(value) for name, value in values.items()}
-        )
+        row = {"stage": place.stage, "phase": place.phase, "iteration": place.count}
+        told = {name: repr(value) for name, value in values.items()}
+        self._writer.writerow(row | told | {"loss_g_by_base": json.dumps(by_base or {})})
         self._target.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, self._count)
+        for base, value in (by_base or {}).items():
+            self._board.add_scalar(f"{base}/loss_g", value, self._count)
         self._count += 1
 
     def add_scalar(self, name: str, value: float) -> None:

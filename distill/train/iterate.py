@@ -55,7 +55,8 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
                 check_saturation(config.collapse_after, trainer, place)
             except CollapsedError as error:
                 raise _with_checkpoint(error, setup, _next(place), trainer) from error
-            report.add(place, figures | {"seconds": time.monotonic() - began})
+            figures["seconds"] = time.monotonic() - began
+            report.add(place, figures, trainer.by_base)
             place = _next(place)
             validate(setup, trainer, place, report)
             stop = distributed.any_rank(bool(signals))
@@ -66,7 +67,7 @@ def train_phase(setup: Setup, trainer: PhaseTrainer, place: Place) -> None:
             if stop:
                 distributed.barrier()  # torchrun kills those that write when the others have left
                 raise loop.Stopped
-            report.draw_sheet(place)
+            report.draw_sheets(place)
     distributed.barrier()
 
 
@@ -112,10 +113,11 @@ class Report:
         if self._curves is not None:
             self._curves.close()
 
-    def add(self, place: Place, figures: Means) -> None:
-        """Write an iteration's figures."""
+    def add(self, place: Place, figures: Means, by_base: Means) -> None:
+        """Write an iteration's figures, and the student's loss on each base model."""
         if self._curves is not None:
-            self._curves.add(place, figures | {"peak_gib": peak_gib(self._setup.device)})
+            figures = figures | {"peak_gib": peak_gib(self._setup.device)}
+            self._curves.add(place, figures, by_base)
             shown = {
                 n: f"{figures[n]:.3g}"
                 for n in ("loss_g", "loss_d", "d_gap", "loss_fake")
@@ -137,17 +139,22 @@ class Report:
             for step, value in enumerate(figures.landing, 1):
                 self._curves.add_scalar(f"{base}/landing of step {step}", value)
 
-    def draw_sheet(self, place: Place) -> None:
-        """Draw and write a contact sheet where one is due."""
+    def draw_sheets(self, place: Place) -> None:
+        """Draw and write a contact sheet of each base model where they are due.
+
+        Every process draws those of its own base models; the first one writes them.
+        """
         config = self._setup.config
         due = config.sheet_prompts and config.sheet_every and place.count % config.sheet_every == 0
-        if self._curves is None or not due:
+        if not due:
             return
         name = self._networks.stage.name
-        picture = sheets.draw_sheet(config, self._networks)
-        file = self._setup.folder.sheets / f"{name}-{place.phase}-{place.count:08d}.png"
-        sheets.write_sheet(file, picture)
-        self._curves.picture(name, picture)
+        drawn = sheets.draw_sheets(config, self._networks)
+        for base, picture in sheets.of_all_processes(drawn).items():
+            if self._curves is not None:
+                at = f"{name}-{place.phase}-{place.count:08d}-{sheets.short_name(base)}.png"
+                sheets.write_sheet(self._setup.folder.sheets / at, picture)
+                self._curves.picture(f"{base}/{name}", picture)
 
 
 def _record_of(setup: Setup, place: Place) -> Record | None:

@@ -37,7 +37,8 @@ class Networks:
     real: the undistilled motion module, whose guided score the fake's is compared with, or None;
     averaged: a motion module of the student's averaged weights, where a loss asks for it, or None;
     bases: by slot; text_base: whose text encoder D hears (section 3.3 leaves it open: the one that
-    D's backbone was trained with); base_index: by slot, as D counts them.
+    D's backbone was trained with); base_index: by slot, as D counts them; base_names: of all
+    processes, in that order.
     """
 
     stage: Stage
@@ -53,6 +54,7 @@ class Networks:
     fake: nn.Module | None
     text_base: BaseModel
     base_index: dict[int, int]
+    base_names: Sequence[str]
     relativistic: bool
     autocast: Callable[[], contextlib.AbstractContextManager]
     averaged: MotionModule | None = None

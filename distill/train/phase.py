@@ -61,9 +61,10 @@ class PhaseTrainer:
     """Trains the student of a phase, and its critic where it has one: a discriminator or a fake.
 
     average: of the student's weights, empty without ema; best: the student that measured best,
-    where that is kept; saturated_iterations: for how many iterations in a row D was right about
-    every clip, so that the student learned nothing; skipped: updates that were left out since a
-    gradient was not finite; skipped_in_a_row: of student and critic, since the last that was made.
+    where that is kept; by_base: the student's loss of the last iteration on each base model, empty
+    where it was held still; saturated_iterations: for how many iterations in a row D was right
+    about every clip, so that the student learned nothing; skipped: updates that were left out since
+    a gradient was not finite; skipped_in_a_row: of student and critic, since the last made one.
     """
 
     def __init__(self, networks: Networks) -> None:
@@ -83,6 +84,7 @@ class PhaseTrainer:
             # the same storage, which every update of the average then reaches
             self.average = {k: w.detach() for k, w in networks.averaged.named_parameters()}
         self.best: Best | None = None
+        self.by_base: Means = {}
         self.saturated_iterations = self.skipped = 0
         self.skipped_in_a_row = {"student": 0, "critic": 0}
 
@@ -101,22 +103,24 @@ class PhaseTrainer:
             networks.critic.requires_grad_(True)
             for batch in batches:
                 with networks.critic_learns():
-                    figures |= self._backward(networks.critic, batch, loss)
+                    figures |= self._backward(networks.critic, batch, loss)[0]
                 figures[f"loss_{name}"] = figures.pop("loss")
                 rate = plan.learning_rate * _warm_up(stage, iteration)
                 figures[f"norm_{name}"] = self._optimize("critic", iteration, rate)
             networks.critic.requires_grad_(False)
         update = iteration - plan.head_start
+        losses: list[float] = []
         if update >= 0:
             loss = STUDENT_LOSSES[stage.loss_of(phase)]
-            figures |= self._backward(networks.student, batches[-1], loss)
+            of_student, losses = self._backward(networks.student, batches[-1], loss)
+            figures |= of_student
             figures["loss_g"] = figures.pop("loss")
             rate = phase.learning_rate * _warm_up(stage, update)
             figures["norm_g"] = self._optimize("student", iteration, rate)
             if math.isfinite(figures["norm_g"]):
                 update_average(self.average, self._weights, stage.ema, update)
         figures["skipped"] = self.skipped
-        figures = self._averaged_over_processes(figures)
+        figures = self._averaged_over_processes(figures, batches[-1], losses)
         self._count_saturation(figures)
         return figures
 
@@ -165,10 +169,12 @@ class PhaseTrainer:
         self.saturated_iterations = state["saturated_iterations"]
         self.skipped, self.skipped_in_a_row = state["skipped"], dict(state["skipped_in_a_row"])
 
-    def _backward(self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch) -> Means:
+    def _backward(
+        self, module: nn.Module, batches: Sequence[Batch], loss: LossOfBatch
+    ) -> tuple[Means, list[float]]:
         """Add up the gradients of the batches' mean loss; processes meet once, in the last batch.
 
-        Returns the loss and its figures, this process's means.
+        Returns the loss and its figures, this process's means, and the loss of each batch.
         """
         found = []
         for number, batch in enumerate(batches):
@@ -180,8 +186,9 @@ class PhaseTrainer:
             found.append(figures | {"loss": value.detach()})
         names = list(found[0])
         rows = torch.stack([torch.stack([f[name].float() for name in names]) for f in found])
-        columns = zip(*rows.tolist(), strict=True)  # the processor waits for a GPU here alone
-        return {n: sum(v / len(found) for v in c) for n, c in zip(names, columns, strict=True)}
+        columns = list(zip(*rows.tolist(), strict=True))  # the processor waits for a GPU here
+        means = {n: sum(v / len(found) for v in c) for n, c in zip(names, columns, strict=True)}
+        return means, list(columns[names.index("loss")])
 
     def _optimize(self, who: str, iteration: int, rate: float) -> float:
         """Update the student or the critic at a learning rate, and return the gradient's norm.
@@ -208,10 +215,23 @@ class PhaseTrainer:
             )
         return norm.item()
 
-    def _averaged_over_processes(self, figures: Means) -> Means:
-        """Return the mean of every process's figures; norms are the same on all."""
-        means = distributed.mean(figures.values(), self._device)
-        return dict(zip(figures, means, strict=True))
+    def _averaged_over_processes(
+        self, figures: Means, batches: Sequence[Batch], losses: Sequence[float]
+    ) -> Means:
+        """Return the mean of every process's figures, and keep the losses of each base model.
+
+        Norms are the same on all processes. A base model may be held by several of them.
+        """
+        names = self.networks.base_names
+        sums, counts = [0.0] * len(names), [0.0] * len(names)
+        for batch, loss in zip(batches, losses, strict=False):  # none: the student was held still
+            index = self.networks.base_index[batch.slot]
+            sums[index], counts[index] = sums[index] + loss, counts[index] + 1
+        means = distributed.mean([*figures.values(), *sums, *counts], self._device)
+        of_sums, of_counts = means[len(figures) : -len(names)], means[-len(names) :]
+        by_name = zip(names, of_sums, of_counts, strict=True)
+        self.by_base = {name: total / count for name, total, count in by_name if count}
+        return dict(zip(figures, means, strict=False))
 
     def _count_saturation(self, figures: Means) -> None:
         if "loss_g" not in figures:  # D alone learns, and may well be right about every clip

@@ -109,9 +109,13 @@ class RunFolder:
     def load(self, place: Place) -> dict:
         """Read a checkpoint's content, on the CPU; ValueError where it is damaged."""
         file = self.file(place)
-        advice = "delete it, and the same command resumes from the previous checkpoint"
-        with one_sentence(str(file), advice):
+        with one_sentence(str(file), "delete it, and the same command starts this stage again"):
             return torch.load(file, map_location="cpu", weights_only=True)
+
+    def set_aside(self, place: Place) -> Path:
+        """Rename a damaged checkpoint, so that the one before is the newest; return its file."""
+        file = self.file(place)
+        return file.rename(file.with_name(f"{file.name}.damaged"))
 
     def places(self) -> list[Place]:
         """Return the places of all checkpoints."""

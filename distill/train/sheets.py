@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from ...samplers import euler, schedule
+from ..engine import distributed
 from ..files import clip_writer
+from ..miniature.names import base_path
 from ..models.latents import decode_frames
 from ..sampling.sample import initial_noise
 from ..sampling.settings import ClipSize
@@ -18,13 +20,33 @@ from .student import MovingBase
 _SMALLEST_SIDE = 256  # pixels of a sheet
 
 
+def draw_sheets(config: TrainConfig, networks: Networks) -> dict[str, np.ndarray]:
+    """Return a picture of each base model of this process that no earlier process has."""
+    names = [networks.base_names[networks.base_index[slot]] for slot in networks.bases]
+    held = distributed.gather(names)
+    earlier = {name for names in held[: distributed.rank()] for name in names}
+    by_name = dict(zip(names, networks.bases.values(), strict=True))
+    mine = {name: base for name, base in by_name.items() if name not in earlier}
+    return {name: draw_sheet(config, networks, base) for name, base in mine.items()}
+
+
+def of_all_processes(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the pictures that all processes drew, by base model."""
+    return {name: picture for part in distributed.gather(drawn) for name, picture in part.items()}
+
+
+def short_name(base: str) -> str:
+    """Return how a base model is called in a file's name."""
+    return base_path(base).stem
+
+
 @torch.no_grad()
-def draw_sheet(config: TrainConfig, networks: Networks) -> np.ndarray:
+def draw_sheet(config: TrainConfig, networks: Networks, moving: MovingBase) -> np.ndarray:
     """Return a picture, uint8 (height, width, 3): a prompt's student above its teacher.
 
-    Drawn by the first base model of this process; prompt i has seed i.
+    Prompt i has seed i.
     """
-    stage, moving = networks.stage, next(iter(networks.bases.values()))
+    stage = networks.stage
     teacher_steps = stage.teacher_steps_of(networks.phase)
     size = ClipSize(frames=config.frames, width=config.width, height=config.height)
     rows = []

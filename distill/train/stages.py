@@ -7,6 +7,7 @@ stage's student being the next one's teacher. Works in each of torchrun's proces
 import contextlib
 import copy
 import functools
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,11 @@ from .discriminator import Discriminator, Encoder
 from .iterate import train_phase
 from .losses import Networks
 from .phase import PhaseTrainer
-from .run_folder import Place
+from .run_folder import Place, RunFolder
 from .setup import Setup, load_setup
 from .student import MovingBase, Student
+
+logger = logging.getLogger(__name__)
 
 
 def run_stages(config: TrainConfig, device: torch.device, resume: bool = True) -> None:
@@ -73,7 +76,8 @@ class StageTraining:
     """A stage while it is trained: its student within the base models, and the discriminator.
 
     bases: by slot; several slots may share a base model. discriminator: of the last phase that had
-    one, whose backbone the next one keeps; fake: of the phase, where it has one.
+    one, whose backbone the next one keeps; fake: of the phase, where it has one; resumed: the
+    newest checkpoint of the stage, until its phase goes on from it.
     """
 
     setup: Setup
@@ -82,6 +86,7 @@ class StageTraining:
     bases: dict[int, MovingBase]
     discriminator: Discriminator | None = None
     fake: Student | None = None
+    resumed: dict | None = None
 
     @property
     def stage(self) -> Stage:
@@ -106,8 +111,9 @@ class StageTraining:
         if newest is not None and newest.in_phase > place.in_phase:
             return None
         trainer = PhaseTrainer(self.networks(place))
-        if place.count:
-            trainer.load_state_dict(self.setup.folder.load(place))
+        if self.resumed is not None:
+            trainer.load_state_dict(self.resumed)
+            self.resumed = None  # as large as all that is trained
         return trainer
 
     def networks(self, place: Place) -> Networks:
@@ -134,6 +140,7 @@ class StageTraining:
             fake=self.fake and distributed.wrap(self.fake, device),
             text_base=self.setup.discriminator_base,
             base_index={slot: config.base_index(slot) for slot in self.bases},
+            base_names=config.bases,
             relativistic=config.discriminator.pairing == "relativistic",
             autocast=functools.partial(
                 torch.autocast,
@@ -174,6 +181,7 @@ def start_stage(setup: Setup, number: int) -> Iterator[StageTraining]:
     """Begin a stage at `start` or its teacher's weights, and leave the base models as they were."""
     stage = setup.config.stages[number]
     file = checks.teacher_file(setup.config, number, stage.teacher_steps)
+    resumed = load_newest(setup.folder, number)
     if stage.start is not None:
         file = motion_module_path(str(stage.start))
     student = checkpoint.load(file).build(dtype=torch.float32).to(setup.device)
@@ -183,10 +191,38 @@ def start_stage(setup: Setup, number: int) -> Iterator[StageTraining]:
     by_unet = {id(b.unet): MovingBase(b, student) for b in setup.bases.values()}
     bases = {slot: by_unet[id(base.unet)] for slot, base in setup.bases.items()}
     try:
-        yield StageTraining(setup, number, student, bases)
+        yield StageTraining(setup, number, student, bases, resumed=resumed)
     finally:
         for base in by_unet.values():
             base.close()
+
+
+def load_newest(folder: RunFolder, number: int) -> dict | None:
+    """Return what the newest checkpoint of a stage holds, None where there is none.
+
+    A damaged one is set aside with a warning, and the one before is taken. Raises ValueError where
+    no other checkpoint of the run is left.
+    """
+    while (newest := folder.newest()) is not None and newest.stage == number:
+        content, problem = None, None
+        try:
+            content = folder.load(newest)
+        except ValueError as error:
+            problem = error
+        if not distributed.any_rank(problem is not None):
+            return content
+        if len(folder.places()) == 1:
+            raise problem or ValueError(f"another process could not read {folder.file(newest)}.")
+        distributed.barrier()  # nobody reads any longer
+        if distributed.rank() == 0:
+            aside = folder.set_aside(newest)
+            logger.warning(
+                "%s could not be read and is now %s; training goes on from the checkpoint before.",
+                folder.file(newest),
+                aside.name,
+            )
+        distributed.barrier()
+    return None
 
 
 def make_discriminator(setup: Setup, place: Place, previous: Discriminator | None) -> Discriminator:
