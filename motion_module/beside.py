@@ -12,6 +12,7 @@ from .infer import MAX_FRAMES, Shaped
 
 # what libraries call every file, so that only the folder has a name of its own
 _GENERIC_NAMES = ("diffusion_pytorch_model", "pytorch_model", "model", "adapter_model")
+_LARGEST = 2**20  # bytes of a config
 _FIELDS = {  # of MotionAdapter's config, and what they are in our metadata
     "motion_num_attention_heads": "num_heads",
     "motion_norm_num_groups": "norm_groups",
@@ -54,19 +55,23 @@ def read_adapter_config(path: Path) -> dict[str, object]:
 def _read_json(file: Path) -> dict[str, object]:
     """Return the object in a JSON file, empty where there is none: other tools leave notes, too."""
     try:
+        if not file.is_file() or file.stat().st_size > _LARGEST:
+            return {}
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _is_about(config: Mapping[str, object], tensors: Mapping[str, Shaped]) -> bool:
-    channels = {t.numel() for k, t in tensors.items() if k.endswith("_transformer.norm.weight")}
+    channels = {
+        str(t.numel()) for k, t in tensors.items() if k.endswith("_transformer.norm.weight")
+    }
     has_middle = any(k.startswith("mid_block.") for k in tensors)
     widths = config.get("block_out_channels")
     return (
         isinstance(widths, list)
-        and set(widths) == channels
+        and {str(width) for width in widths} == channels
         and config.get("use_motion_mid_block", True) == has_middle
     )
 

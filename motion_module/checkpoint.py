@@ -64,9 +64,9 @@ def load(path: str | os.PathLike) -> MotionCheckpoint:
     with refusals.naming(path):
         found, metadata = files.read(path)
         told, tensors = facts.gather(path, found, metadata)
+        _validate(tensors, told.config)
         if not facts.has_positions(tensors):
             tensors |= _computed_positions(told.config)
-        _validate(tensors, told.config)
     ((dtype, _),) = Counter(t.dtype for t in tensors.values()).most_common(1)
     return MotionCheckpoint(**vars(told), state_dict=tensors, dtype=dtype)
 
@@ -110,7 +110,8 @@ def _validate(tensors: Mapping[str, Tensor], config: MotionModuleConfig) -> None
         for k, t in tensors.items()
         if k in expected and tuple(t.shape) != expected[k]
     ]
-    missing = [k for k in expected if k not in tensors]
+    computed = set() if facts.has_positions(tensors) else {k for k in expected if k.endswith(".pe")}
+    missing = [k for k in expected if k not in tensors and k not in computed]
     unknown = [k for k in tensors if k not in expected]
     refusals.refuse(
         ("lacks", missing, "the file is incomplete, download it again"),

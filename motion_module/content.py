@@ -6,6 +6,7 @@ Nothing here needs torch, so that a file can be described at once.
 import json
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ _START = 512  # bytes of a file that tell a web page from weights
 _LFS_POINTER = b"version https://git-lfs"
 _WEB_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 _LONGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
+_LONGEST_NAME = 512  # of a tensor, in characters; released files need fewer than 120
 
 
 class CheckpointError(ValueError):
@@ -102,15 +104,39 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                 raise ValueError("header too large")
             header = json.loads(file.read(length))
         metadata = header.pop("__metadata__", {})
-        tensors = {k: TensorInfo(t["dtype"], tuple(t["shape"])) for k, t in header.items()}
-        end = max((t["data_offsets"][1] for t in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        if not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("metadata that is not text")
+        tensors = {k: TensorInfo(str(t["dtype"]), _shape(t["shape"])) for k, t in header.items()}
+        end = max((int(t["data_offsets"][1]) for t in header.values()), default=0)
+    except (
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ) as error:
         raise CheckpointError(
             f"is truncated, or is not a safetensors file ({error}); download it again"
         ) from error
     if 8 + length + end != size:
         raise CheckpointError("is truncated; download it again")
+    check_names(tensors)
     return tensors, metadata
+
+
+def check_names(tensors: Iterable[str]) -> None:
+    """Raise CheckpointError for a name that is far too long to be a tensor's."""
+    if any(len(name) > _LONGEST_NAME for name in tensors):
+        raise CheckpointError(
+            f"has a tensor whose name is longer than {_LONGEST_NAME} characters; download it again"
+        )
+
+
+def _shape(sides: list) -> tuple[int, ...]:
+    if any(not isinstance(side, int) or side < 0 for side in sides):
+        raise ValueError("a shape that is none")
+    return tuple(sides)
 
 
 def _read_start(path: Path) -> bytes:

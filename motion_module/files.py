@@ -1,42 +1,15 @@
 """Reads weights files of any origin safely, and writes files that appear whole or not at all."""
 
-import contextlib
 import os
-import pickle
-import re
-import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
-import torch
 from torch import Tensor
 
-from . import content, recognise
+from . import content, pickles, recognise
 from .content import CheckpointError
-
-# what torch.load(weights_only=True) raised on files cut at every length, in both of its formats
-_DAMAGED_PICKLE = (
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    struct.error,
-)
-# what pytorch-lightning saves with weights: its callback's name, and numbers of old and new numpy
-_BESIDE_WEIGHTS = (
-    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "numpy.dtypes.Float64DType",
-    "_codecs.encode",
-)
-_UNSAFE_GLOBAL = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL ([\w.]*\w)")
 
 
 def read(
@@ -51,7 +24,7 @@ def read(
     if content.is_safetensors(path):
         holds, metadata = _read_safetensors(path)
     else:
-        holds, metadata = read_pickle(path), {}
+        holds, metadata = pickles.read(path), {}
     return _unwrap(holds, kind), metadata
 
 
@@ -68,65 +41,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
         raise content.unreadable(error) from error
 
 
-def read_pickle(path: Path) -> dict[str, object]:
-    """Return the dict in a file of torch.save, without running anything that it holds.
-
-    Raises CheckpointError for one that is damaged or holds more than tensors and plain values.
-    """
-    try:
-        with _harmless_classes(), path.open("rb") as file:  # torch trusts a name's extension
-            holds = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        unsafe = _UNSAFE_GLOBAL.search(str(error))
-        if unsafe is None or _ends_with(path, unsafe[1].rpartition(".")[2]):
-            raise CheckpointError(
-                "is damaged, or is not a PyTorch file; download it again"
-            ) from error
-        raise CheckpointError(
-            f"holds more than tensors ({unsafe[1]}) and is not opened, for safety; "
-            "use the .safetensors version"
-        ) from error
-    except _DAMAGED_PICKLE as error:
-        raise CheckpointError(
-            "is truncated, or is not a PyTorch file; download it again"
-        ) from error
-    if not isinstance(holds, dict):
-        raise CheckpointError(
-            f"holds a {type(holds).__name__} in place of a state dict; use the .safetensors version"
-        )
-    return holds
-
-
-def _ends_with(path: Path, name: str) -> bool:
-    """Tell whether a file was cut within a name, which looks like another name then."""
-    with path.open("rb") as file:
-        file.seek(-min(len(name) + 3, path.stat().st_size), os.SEEK_END)  # a line, cut
-        return name.encode() in file.read()
-
-
-@contextlib.contextmanager
-def _harmless_classes() -> Iterator[None]:
-    """Let a pickle name what pytorch-lightning leaves beside the weights, as ComfyUI does.
-
-    For each of them stands a class that does nothing.
-    """
-    if not hasattr(torch.serialization, "safe_globals"):  # before torch 2.5
-        yield
-        return
-    with torch.serialization.safe_globals([*map(_make_inert, _BESIDE_WEIGHTS)]):
-        yield
-
-
-def _make_inert(name: str) -> type:
-    module, _, own_name = name.rpartition(".")
-    members = {
-        "__module__": module,
-        "__new__": lambda cls, *_arguments: object.__new__(cls),
-        "__setstate__": lambda _self, _state: None,
-    }
-    return type(own_name, (), members)
-
-
 def _unwrap(holds: Mapping, kind: recognise.FileKind) -> dict[str, Tensor]:
     """Drop what trainers wrap around the weights: nesting, a config, a "module." prefix."""
     if isinstance(holds.get("state_dict"), dict):
@@ -134,19 +48,26 @@ def _unwrap(holds: Mapping, kind: recognise.FileKind) -> dict[str, Tensor]:
     holds = {k.removeprefix("module."): v for k, v in _flatten(holds)}
     if not holds:
         raise CheckpointError("holds no tensors; download it again")
+    content.check_names(holds)
     tensors = {k: t for k, t in holds.items() if isinstance(t, Tensor)}
     if not tensors:
         raise CheckpointError(recognise.refuse_other(holds, kind))
     return tensors
 
 
-def _flatten(holds: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield what a dict of dicts holds, by its names joined with dots."""
-    for key, value in holds.items():
-        if isinstance(key, str) and isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif isinstance(key, str):
-            yield prefix + key, value
+def _flatten(holds: Mapping) -> Iterator[tuple[str, object]]:
+    """Yield what a dict of dicts holds, by its names joined with dots; each dict once."""
+    pending, seen = [("", holds)], set()
+    while pending:
+        prefix, part = pending.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        for key, value in part.items():
+            if isinstance(key, str) and isinstance(value, Mapping):
+                pending.append((f"{prefix}{key}.", value))
+            elif isinstance(key, str):
+                yield prefix + key, value
 
 
 class atomic_path:  # noqa: N801 - reads as a verb in `with atomic_path(path) as temporary`

@@ -23,6 +23,9 @@ class Shaped(Protocol):
 
 MAX_FRAMES = "max_frames"  # in metadata, of a file without a table of positions
 POSITIONS_WHERE_FILE_HAS_NONE = 64  # AnimateLCM's own code
+# more than any motion module has, and few enough to build what a small file claims
+_MOST_POSITIONS, _MOST_BLOCKS, _MOST_IN_BLOCK = 1024, 16, 16
+_MOST_DIGITS = 9
 _ADDRESS = re.compile(r"^((?:down_blocks|up_blocks)\.(\d+)|mid_block)\.motion_modules\.(\d+)\.")
 
 
@@ -49,6 +52,14 @@ def _infer_config(tensors: Mapping[str, Shaped], metadata: Mapping[str, str]) ->
         elif match:
             channels.setdefault(match.group(1), {}).setdefault(int(match.group(3)), 0)
     sides: dict[str, list] = {"down_blocks": [], "up_blocks": []}
+    if (
+        len(channels) > 2 * _MOST_BLOCKS + 1
+        or max(map(len, channels.values()), default=0) > _MOST_IN_BLOCK
+    ):
+        raise CheckpointError(
+            f"has more than {_MOST_BLOCKS} blocks a side, or more than {_MOST_IN_BLOCK} motion "
+            "modules in one; use a file in one of the released layouts"
+        )
     for side, blocks in sides.items():
         count = 1 + max((int(b.split(".")[1]) for b in channels if b.startswith(side)), default=-1)
         blocks += [_block_channels(f"{side}.{i}", channels) for i in range(count)]
@@ -81,7 +92,13 @@ def _block_channels(block: str, channels: dict[str, dict[int, int]]) -> tuple[in
 
 
 def _positions_from_metadata(metadata: Mapping[str, str]) -> int:
-    return whole_number(metadata, MAX_FRAMES, POSITIONS_WHERE_FILE_HAS_NONE)
+    positions = whole_number(metadata, MAX_FRAMES, POSITIONS_WHERE_FILE_HAS_NONE)
+    if positions > _MOST_POSITIONS:
+        raise CheckpointError(
+            f"is said to have positions for {positions} frames; a motion module has at most "
+            f"{_MOST_POSITIONS}, so correct the config beside it"
+        )
+    return positions
 
 
 def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -95,8 +112,9 @@ def _config_from_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
 def whole_number(metadata: Mapping[str, str], name: str, default: int) -> int:
     """Return a number of the metadata; raises CheckpointError where it is no whole one."""
     text = metadata.get(name, str(default))
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _MOST_DIGITS:
         raise CheckpointError(
-            f"has {name}={text!r} in its metadata, which is not a whole number; save the file again"
+            f"has {name}={text[:40]!r} in its metadata, which is not a whole number; save the file "
+            "again"
         )
     return int(text)

@@ -149,7 +149,7 @@ class _Layer:
 
     def low_rank(self, config: lora_scale.AdapterConfig) -> LowRank:
         up, down = self.tensors["up"], self.tensors["down"]
-        rank = len(down) if down.ndim else 1
+        rank = max(1, len(down)) if down.ndim else 1
         scale = config.scale(self.name, rank) if self.alpha is None else self.alpha / rank
         return LowRank(up, down, scale)
 
@@ -205,7 +205,7 @@ def _validate(pairs: Mapping[str, LowRank]) -> None:
     ranks = [
         f"{k} of rank {up.shape[1]} up but {down.shape[0]} down"
         for k, (up, down, _) in pairs.items()
-        if up.ndim == down.ndim == 2 and up.shape[1] != down.shape[0]
+        if up.ndim == down.ndim == 2 and (up.shape[1] != down.shape[0] or not len(down))
     ]
     refusals.refuse(
         ("has", not_matrices, "use a motion LoRA whose halves are matrices"),

@@ -85,7 +85,7 @@ def read_alpha(key: str, tensor: Tensor) -> float:
 def _unpacked(text: str) -> dict[str, object]:
     try:
         fields = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _unusable(METADATA_KEY, text[:40]) from error
     if not isinstance(fields, dict):
         raise _unusable(METADATA_KEY, text[:40])
@@ -93,12 +93,17 @@ def _unpacked(text: str) -> dict[str, object]:
 
 
 def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
         raise _unusable(name, value)
-    return float(value)
+    return number
 
 
 def _unusable(name: str, value: object) -> CheckpointError:
     return CheckpointError(
-        f"says {name} = {value!r}, from which its strength cannot be read; save the LoRA again"
+        f"says {name} = {repr(value)[:60]}, from which its strength cannot be read; save the LoRA "
+        "again"
     )

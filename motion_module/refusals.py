@@ -6,6 +6,8 @@ from pathlib import Path
 
 from .content import CheckpointError
 
+_LONGEST = 160  # characters of a name or finding in an error
+
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
@@ -27,4 +29,10 @@ def refuse(*problems: tuple[str, Sequence[str], str]) -> None:
 
 def _first(names: Sequence[str], count: int = 3) -> str:
     more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(map(_shown, names[:count])) + more
+
+
+def _shown(name: str) -> str:
+    """Return a name as a terminal can show it: without control characters, and not too long."""
+    plain = "".join(c if c.isprintable() or c.isspace() else "?" for c in name)
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."

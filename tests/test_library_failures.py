@@ -101,7 +101,6 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         "miniature",
         False,
     ),
-    ("distill.models.base_model", "_load_vae", "json.loads"): ("json:loads", "folder", True),
     ("distill.models.base_model", "_load_vae", "HaarVAE.from_config"): (
         ".:HaarVAE.from_config",
         "miniature",
@@ -122,12 +121,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         "plan",
         True,
     ),
-    ("distill.models.headers", "empty_unet", "UNet2DConditionModel.load_config"): (
-        ".:UNet2DConditionModel.load_config",
-        "plan",
-        True,
-    ),
-    ("distill.models.headers", "latent_factor", "json.loads"): ("json:loads", "factor", True),
+    ("distill.models.headers", "read_config", "json.loads"): ("json:loads", "factor", True),
     ("distill.models.single_file", "_convert", "kind.load_config"): (
         ".:UNet2DConditionModel.load_config",
         "single",
@@ -195,7 +189,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ),
     ("motion_module.beside", "_read_json", "json.loads"): ("json:loads", "beside", False),
     ("motion_module.content", "read_header", "json.loads"): ("json:loads", "inspect", False),
-    ("motion_module.files", "read_pickle", "torch.load"): ("torch:load", "pickle", False),
+    ("motion_module.pickles", "read", "torch.load"): ("torch:load", "pickle", False),
     ("motion_module.lora_scale", "_unpacked", "json.loads"): ("json:loads", "lora", False),
     ("video.animation", "frames", "Image.open"): ("PIL.Image:open", "animation", False),
     ("video.container", "open_video", "av.open"): ("av:open", "video", False),

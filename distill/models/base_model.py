@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..library_errors import one_sentence
 from . import sd15_config, single_file
 from .haar_vae import HaarVAE
-from .headers import check_configs, check_single_file
+from .headers import MODELS, check_configs, check_single_file, read_config
 from .latent_size import pixels_per_latent
 from .tokenizer import load_tokenizer
 
@@ -164,12 +164,15 @@ def encode_prompts(base: BaseModel, prompts: Sequence[str]) -> Tensor:
 def _load_folder(
     path: Path, tokenizer: str | Path | None, prediction_type: str | None
 ) -> BaseModel:
-    for name in ("unet", "vae", "text_encoder"):
-        if not (path / name / "config.json").is_file():
+    for name in MODELS:
+        config = path / name / "config.json"
+        if not config.is_file():
             raise ValueError(
                 f"{path.name} lacks {name}/config.json; "
                 "give a diffusers folder or a checkpoint file."
             )
+        with one_sentence(f"{path.name}/{name}"):
+            read_config(config)
     return BaseModel(
         name=path.name,
         unet=_load_model(UNet2DConditionModel, path, "unet"),
@@ -182,7 +185,7 @@ def _load_folder(
 
 def _load_vae(path: Path) -> Vae:
     with one_sentence(f"{path.name}/vae"):
-        config = json.loads((path / "vae" / "config.json").read_text(encoding="utf-8"))
+        config = read_config(path / "vae" / "config.json")
     if config.get("_class_name") == _EARLIER_VAE:
         raise ValueError(
             f"{path.name} is of an earlier version of the miniature, whose latents were others; "

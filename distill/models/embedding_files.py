@@ -36,7 +36,17 @@ def find(folder: Path, name: str) -> Path:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [folder, *sorted(Path(f) for f, _, _ in os.walk(folder, followlinks=True))[1:]]
+    """Return a folder and those in it, also behind links, each once: links may lead in circles."""
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for name, inner, _ in os.walk(folder, followlinks=True):
+        status = os.stat(name)
+        if (status.st_dev, status.st_ino) in seen:
+            inner.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        found.append(Path(name))
+    return [folder, *sorted(found)[1:]]
 
 
 def _missing(folder: Path, name: str) -> str:

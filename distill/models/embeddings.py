@@ -5,10 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ...motion_module import content, files
+from ...motion_module import content, files, pickles
 from . import embedding_files
 
 _NAMES = ("clip_l", "emb_params")  # of SDXL's first text encoder, and of trainers
+_MOST_VECTORS = 1000  # of one textual inversion; a chunk of a prompt holds 75
 
 
 def load_embeddings(folder: Path | None, names: Sequence[str], width: int) -> dict[str, Tensor]:
@@ -23,6 +24,11 @@ def load_embeddings(folder: Path | None, names: Sequence[str], width: int) -> di
 
 def _load(path: Path, width: int) -> Tensor:
     vectors = _pick(_read(path), path)
+    if not 0 < vectors.numel() // max(1, vectors.shape[-1]) <= _MOST_VECTORS:
+        raise ValueError(
+            f"the embedding {path.name} is not a textual inversion: its vectors have the shape "
+            f"{tuple(vectors.shape)}; give another file."
+        )
     vectors = vectors.detach().float().reshape(-1, vectors.shape[-1])
     if vectors.shape[-1] != width:
         raise ValueError(
@@ -30,6 +36,8 @@ def _load(path: Path, width: int) -> Tensor:
             f"model's text encoder reads {width}; use one that was made for the same base model "
             "(SD1.5: 768)."
         )
+    if not vectors.isfinite().all():
+        raise ValueError(f"the embedding {path.name} holds NaN or infinity; download it again.")
     return vectors
 
 
@@ -39,7 +47,7 @@ def _read(path: Path) -> dict[str, object]:
         if path.suffix.lower() == ".safetensors":
             return dict(files.read(path)[0])
         # not files.read, which takes flat dicts only: AUTOMATIC1111's vectors lie one level deeper
-        return files.read_pickle(path)
+        return pickles.read(path)
     except content.CheckpointError as error:
         raise ValueError(f"the embedding {path.name} {error}.") from error
 

@@ -18,6 +18,10 @@ UNET = "model.diffusion_model."
 TEXT_ENCODER = "cond_stage_model."
 VAE = "first_stage_model."
 _CONV_IN = UNET + "input_blocks.0.0.weight"
+MODELS = ("unet", "vae", "text_encoder")  # folders of a base model
+# bounds far beyond SD1.5's, within which a network is built before its weights are compared
+_LARGEST_CONFIG, _LARGEST_NUMBER, _MOST_LAYERS, _LONGEST_LIST = 2**20, 2**20, 64, 64
+_KERNELS = ("attn_implementation", "_attn_implementation")  # transformers' names
 
 
 def empty_unet(base: Path) -> UNet2DConditionModel:
@@ -31,7 +35,7 @@ def empty_unet(base: Path) -> UNet2DConditionModel:
         check_single_file(base)
     with one_sentence(base.name), torch.device("meta"):
         if base.is_dir():
-            return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(config))
+            return UNet2DConditionModel.from_config(read_config(config))
         return UNet2DConditionModel.from_config(sd15_config.UNET)
 
 
@@ -47,7 +51,28 @@ def latent_factor(base: Path, configs: str | Path | None = None) -> int:
     if not config.is_file():
         raise ValueError(f"{folder} has no vae/config.json; give a diffusers folder or a file.")
     with one_sentence(f"{Path(folder).name}/vae"):
-        return pixels_per_latent(json.loads(config.read_text("utf-8")))
+        return pixels_per_latent(read_config(config))
+
+
+def read_config(file: Path) -> dict:
+    """Return the config.json of a base model's part, read here: no library looks it up elsewhere.
+
+    Raises ValueError for one that is no object, that asks for a network of absurd size, or for code
+    from elsewhere.
+    """
+    if file.stat().st_size > _LARGEST_CONFIG:
+        raise ValueError(f"{file.name} is larger than {_LARGEST_CONFIG} bytes")
+    config = json.loads(file.read_text("utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError(f"{file.name} holds no object")
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        most = _MOST_LAYERS if "layers" in name else _LARGEST_NUMBER
+        if len(numbers) > _LONGEST_LIST or any(isinstance(n, int) and n > most for n in numbers):
+            raise ValueError(f"{file.name} has a {name} beyond {most}")
+        if name in _KERNELS and "/" in str(value):
+            raise ValueError(f"{file.name} names a kernel of the hub as {name}")
+    return config
 
 
 def check_fit(module: MotionCheckpoint, unet: UNet2DConditionModel, frames: int) -> None:
@@ -64,6 +89,11 @@ def check_configs(folder: str | Path, option: str = "--config") -> None:
     """Raise ValueError where a folder holds no configs; option: what the user named it by."""
     if not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json; give a diffusers folder as {option}.")
+    for name in MODELS:
+        file = Path(folder) / name / "config.json"
+        if file.is_file():
+            with one_sentence(f"{Path(folder).name}/{name}"):
+                read_config(file)
 
 
 def check_single_file(path: Path) -> None:
@@ -95,6 +125,6 @@ def check_keys(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
                 f"{path.name} holds no {kind}; use a checkpoint with its {kind}, "
                 "or a diffusers folder."
             )
-    channels = [shape[1] for k, shape in shapes.items() if k.endswith(_CONV_IN)]
+    channels = [s[1] for k, s in shapes.items() if k.endswith(_CONV_IN) and len(s) > 1]
     if channels and channels[0] > sd15_config.UNET["in_channels"]:
         raise ValueError(f"{path.name} is an inpainting checkpoint; use a plain SD1.5 one.")

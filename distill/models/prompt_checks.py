@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import embedding_files
-from .prompt_weights import EMBEDDING, embedding_names, read_prompt
+from .prompt_weights import EMBEDDING, depth, embedding_names, read_prompt
 
 _LORA = re.compile(r"<(?:lora|lyco):[^<>]*>", re.IGNORECASE)
+_LONGEST, _DEEPEST = 20_000, 100  # each pair of brackets is read anew
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -17,6 +18,11 @@ def check_syntax(prompt: str, embeddings: Path | None) -> None:
 
     embeddings: the folder of textual inversions, where each one that the prompt names must lie.
     """
+    if len(prompt) > _LONGEST or depth(prompt) > _DEEPEST:
+        raise ValueError(
+            f"a prompt has {len(prompt)} characters and brackets {depth(prompt)} deep; at most "
+            f"{_LONGEST} characters and {_DEEPEST} brackets within each other are read."
+        )
     lora = _LORA.search(prompt)
     if lora:
         raise ValueError(

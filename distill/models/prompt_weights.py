@@ -12,7 +12,7 @@ EMBEDDING = "embedding:"
 _CHARACTERS = re.compile(r"\\[()]|.", re.DOTALL)  # an escaped bracket is one
 _BEFORE_EMBEDDING = re.compile(rf"(?<=\s)(?={EMBEDDING})")
 # the name ends at white space, at < and at [; commas behind it are text
-_NAME_AND_REST = re.compile(r"\s*([^\s<\[]*?)(,*)((?:[\s<\[].*)?)", re.DOTALL)
+_NAME_AND_REST = re.compile(r"\s*([^\s<\[,]*(?:,+[^\s<\[,]+)*)(,*)((?:[\s<\[].*)?)", re.DOTALL)
 Characters = list[str]
 
 
@@ -53,6 +53,15 @@ def weigh(prompt: str) -> list[tuple[str, float]]:
         else:
             out.append(("".join(c[-1] for c in piece), weight))
     return out
+
+
+def depth(prompt: str) -> int:
+    """Return how many brackets of a prompt lie within each other at most."""
+    deepest = now = 0
+    for character in _CHARACTERS.findall(prompt):
+        now += (character == "(") - (character == ")")
+        deepest = max(deepest, now)
+    return deepest
 
 
 def words(prompt: str) -> str:

@@ -31,6 +31,7 @@ from ..miniature.names import is_miniature
 
 BUNDLED = Path(__file__).parent / "configs"
 # these change where a run lies and what it tells, never what comes out
+_LARGEST_FILE, _MOST_PARTS = 2**20, 32
 _NOT_IN_FINGERPRINT = {"out", "save_every", "keep", "sheet_every", "sheet_prompts"}
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -551,13 +552,27 @@ def find_config(name: str) -> Path:
 
 def read_config(file: Path) -> TrainConfig:
     """Read and validate a config; ConfigError holds every problem, each with what to do."""
+    if file.stat().st_size > _LARGEST_FILE:
+        raise ConfigError(
+            [f"{file.name} is larger than {_LARGEST_FILE} bytes, so it is no config."]
+        )
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = file.read_text(encoding="utf-8")
+        _check_keys(text)
+        table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             [f"{file.name} is not valid TOML: {error}; correct that line."]
         ) from error
     return validate_table(table)
+
+
+def _check_keys(text: str) -> None:
+    """Raise ValueError for a key of many parts, for each of which tomllib makes a table."""
+    for number, line in enumerate(text.splitlines(), 1):
+        key = line.lstrip().partition("=")[0]
+        if not key.startswith(("#", '"', "'")) and key.partition("#")[0].count(".") > _MOST_PARTS:
+            raise ValueError(f"a key of more than {_MOST_PARTS} parts (at line {number})")
 
 
 def validate_table(table: dict) -> TrainConfig:
