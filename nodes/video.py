@@ -3,10 +3,9 @@
 from comfy_api.latest import io
 
 from ..video.clip import ClipRequest, read_clip
+from ..video.size import MAX_SIDE
 from .host import execution, folders
 from .host.schema import search_aliases
-
-MAX_SIDE = 8192
 
 
 class LoadVideo(io.ComfyNode):

@@ -30,7 +30,8 @@ class WebpDecoder(Decoder):
                     frame = av.VideoFrame.from_ndarray(np.asarray(image.convert("RGB")), "rgb24")
                     time, self.end = self.end, self.end + duration
                     yield time, self.end, Picture(frame)
-        except (OSError, EOFError) as error:  # nothing can be read behind it
+        # nothing can be read behind it; PyAV refuses pictures that are millions of pixels high
+        except (OSError, EOFError, av.error.FFmpegError) as error:
             if self.end == 0:
                 raise UnusableVideoError(*DAMAGED) from error
             self._broken = 1

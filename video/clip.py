@@ -16,7 +16,7 @@ from .container import UnusableVideoError
 from .decoder import Decoder
 from .frames import open_decoder, render_frames
 from .picture import Picture
-from .size import choose_size
+from .size import MAX_SIDE, choose_size
 from .sound import read_sound
 
 _HIGHEST_RATE = 300  # frames a second; recordings of browsers claim 1000
@@ -63,7 +63,8 @@ def read_clip(
         images = _read_images(decoder, request, fps, memory)
     except UnusableVideoError as error:
         raise ValueError(f"{path.name} {error.sentence}") from error
-    sound = read_sound(path, decoder.track.origin + request.start, len(images) / fps)
+    start, seconds = decoder.track.origin + request.start, len(images) / fps
+    sound = read_sound(path, start, seconds, memory - images.nbytes)
     return Clip(images, fps, sound.audio, decoder.warnings + sound.warnings)
 
 
@@ -82,7 +83,13 @@ def _read_images(decoder: Decoder, request: ClipRequest, fps: float, memory: flo
     limit = request.max_frames or math.inf
 
     def size(first: Picture) -> tuple[int, int]:
-        return choose_size(*first.shape, request.width, request.height)
+        width, height = choose_size(*first.shape, request.width, request.height)
+        if max(width, height) > MAX_SIDE:
+            raise ValueError(
+                f"the frames of {decoder.name} would have {width}x{height} pixels, but at most "
+                f"{MAX_SIDE} are possible on a side; set both width and height."
+            )
+        return width, height
 
     frames = render_frames(decoder, fps, request.start, limit, size)
     images = _collect_images(frames, memory, decoder.name)

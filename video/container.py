@@ -24,6 +24,8 @@ _OPTIONS = {
 }
 
 SETTLED = 1.0  # seconds; a stream of MPEG repeats its clock more often
+MAX_PIXELS = 8192 * 8192  # of a picture; a few bytes of a file can claim gigabytes of pixels
+_MAX_PIXEL_ASPECT = 20  # the widest pixels of any standard are about twice as wide as high
 
 
 class UnusableVideoError(ValueError):
@@ -71,7 +73,7 @@ def read_packets(container: av.container.InputContainer, stream: av.stream.Strea
 def seek(container: av.container.InputContainer, stream: av.stream.Stream, seconds: float) -> None:
     """Go to a time on the clock of the file, or before it; stay where that cannot be done."""
     if stream.time_base is not None:
-        with contextlib.suppress(av.error.FFmpegError):
+        with contextlib.suppress(av.error.FFmpegError, OverflowError):  # of 64 bits
             container.seek(math.floor(seconds / stream.time_base), stream=stream)
 
 
@@ -81,13 +83,24 @@ def has_index(container: av.container.InputContainer) -> bool:
 
 
 def check_readable(source: Source) -> None:
-    """Raise UnusableVideoError for an empty file and for a still picture."""
+    """Raise UnusableVideoError for an empty file, a still picture, and one that is too large."""
     with _open_source(source) as file:
         if not file.read(1):
             raise UnusableVideoError("an empty file", "is an empty file; copy or export it again.")
         file.seek(0)
         if kinds.is_still(file):
             raise UnusableVideoError(kinds.STILL, "is a still picture; load it with Load Image.")
+        # before PyAV opens the file, which decodes the first picture of an animated PNG
+        _check_pixels(*kinds.read_size(file))
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        limit = f"{MAX_PIXELS / 1e6:.0f} megapixels"
+        raise UnusableVideoError(
+            f"its pictures of {width}x{height} have more than {limit}",
+            f"has pictures of {width}x{height} pixels; make them smaller than {limit}.",
+        )
 
 
 def is_webp_source(source: Source) -> bool:
@@ -132,23 +145,33 @@ def read_track(container: av.container.InputContainer) -> Track:
     stream = next((s for s in videos if s.codec_context is not None), None)
     if stream is None:
         raise UnusableVideoError(*DAMAGED)
+    _check_pixels(stream.codec_context.width, stream.codec_context.height)
     return Track(
         stream.index,
         to_seconds(stream.start_time, stream.time_base),
         float(stream.average_rate or stream.guessed_rate or 0),
         _read_duration(stream),
-        Fraction(stream.sample_aspect_ratio or 1),
+        _read_pixel_aspect(stream),
         int(stream.codec_context.color_trc),
         has_exact_rate=container.format.name != "apng",
         has_index=has_index(container),
     )
 
 
+def _read_pixel_aspect(stream: av.VideoStream) -> Fraction:
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    if not 1 <= _MAX_PIXEL_ASPECT * aspect <= _MAX_PIXEL_ASPECT**2:
+        reason = f"its pixels have an impossible shape ({aspect.numerator}:{aspect.denominator})"
+        advice = "convert it to MP4 (H.264) with square pixels"
+        raise UnusableVideoError(reason, f"cannot be used, since {reason}; {advice}.")
+    return aspect
+
+
 def _read_duration(stream: av.VideoStream) -> float:
     if stream.duration:
         return to_seconds(stream.duration, stream.time_base)
     written = stream.metadata.get("DURATION", "")  # Matroska: 00:00:01.033000000
-    parts = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", written)
+    parts = re.fullmatch(r"(\d{1,6}):(\d{1,2}):(\d{1,2}(?:\.\d{0,20})?)", written)
     if parts is None:
         return 0.0
     hours, minutes, seconds = map(float, parts.groups())

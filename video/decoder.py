@@ -8,6 +8,7 @@ import av
 
 from . import colour
 from .container import (
+    MAX_PIXELS,
     NO_FRAME,
     SETTLED,
     Source,
@@ -120,6 +121,8 @@ class Decoder:
         with open_video(self.source) as container:
             stream = self._stream(container)
             stream.thread_type = "SLICE"  # threads for frames lose some beside a broken packet
+            # pictures may grow in the middle of a file
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
             if start > 0:
                 seek(container, stream, self.track.origin + start)
             yield from self._time_frames(read_packets(container, stream))

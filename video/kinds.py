@@ -61,6 +61,17 @@ def is_webp(head: bytes) -> bool:
     return head[:4] == b"RIFF" and head[8:12] == b"WEBP"
 
 
+def read_size(source: IO[bytes]) -> tuple[int, int]:
+    """Return width and height of a PNG or an animated WebP, (0, 0) of all else."""
+    head = source.read(30).ljust(30, b"\0")
+    if head.startswith(_PNG):
+        width, height = struct.unpack_from(">II", head, 16)  # IHDR, always the first chunk
+        return width, height
+    if is_webp(head) and head[12:16] == b"VP8X":
+        return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+    return 0, 0
+
+
 def _has_animation_chunk(source: IO[bytes]) -> bool:
     """Look for PNG's acTL, which stands before the picture data."""
     source.seek(len(_PNG))

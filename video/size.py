@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
+MAX_SIDE = 8192  # pixels of a frame, as in the host's own nodes
 _GRID = 64  # pixels: latents are an eighth of them, and SD1.5's UNet halves those three times
 
 

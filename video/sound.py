@@ -1,6 +1,7 @@
 """Reads the sound of a span of a video file; what is wrong with it never costs the picture."""
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +33,20 @@ class Sound:
     warnings: tuple[str, ...] = ()
 
 
-def read_sound(path: Path, start: float, seconds: float) -> Sound:
+def read_sound(path: Path, start: float, seconds: float, memory: float = math.inf) -> Sound:
     """Return the sound of exactly that span, silent where the file has none.
 
     `start` is on the clock of the file. The first track that can be decoded is taken; more than
-    two channels are mixed down to stereo, all that the host can save.
+    two channels are mixed down to stereo, all that the host can save. Raises ValueError where the
+    samples do not fit into `memory` bytes.
     """
     tracks = _list_tracks(path)
     for track in tracks:
-        samples = track.read(start, seconds)
+        samples = track.read(start, seconds, memory)
         if samples is not None:
             audio = {"waveform": torch.from_numpy(samples)[None], "sample_rate": track.rate}
             return Sound(audio, track.warnings)
-    silence = torch.zeros(1, 2, round(seconds * _SILENCE_RATE))
+    silence = torch.from_numpy(_silence(path.name, seconds, _SILENCE_RATE, 2, memory))[None]
     problem = "its sound cannot be decoded" if tracks else "it has no sound"
     return Sound(
         {"waveform": silence, "sample_rate": _SILENCE_RATE},
@@ -66,7 +68,7 @@ class _Track:
         packets = f"{self._broken} broken packet{'s' * (self._broken > 1)}"
         return (f"the sound of {self.path.name} has {packets}; it is silent there.",)
 
-    def read(self, start: float, seconds: float) -> np.ndarray | None:
+    def read(self, start: float, seconds: float, memory: float) -> np.ndarray | None:
         """Return the samples (channels, n) of a span; None where nothing can be decoded at all."""
         frames = self._frames(start)
         first = next(frames, None)
@@ -74,7 +76,7 @@ class _Track:
             return None
         self.rate = first.sample_rate
         channels = 1 if first.layout.nb_channels == 1 else 2
-        samples = np.zeros((channels, round(seconds * self.rate)), dtype=np.float32)
+        samples = _silence(self.path.name, seconds, self.rate, channels, memory)
         for time, chunk in self._chunks(itertools.chain([first], frames), start, channels):
             place = round((time - start) * self.rate)
             _write_chunk(samples, chunk, place)
@@ -145,6 +147,23 @@ def _list_tracks(path: Path) -> list[_Track]:
             return [_Track(path, stream.index, indexed) for stream in container.streams.audio]
     except UnusableVideoError:  # an animated WebP
         return []
+
+
+def _silence(name: str, seconds: float, rate: int, channels: int, memory: float) -> np.ndarray:
+    """Return zeros (channels, n); ValueError where they would not fit into `memory` bytes.
+
+    NumPy's zeros take memory only once they are written to, and are contiguous, which an expanded
+    zero is not: nodes that change or save sound would copy that one, or fail.
+    """
+    count = round(seconds * rate)
+    size = channels * count * np.dtype(np.float32).itemsize
+    if size > memory:
+        raise ValueError(
+            f"the loaded part of {name} lasts {seconds:.0f} s, and its sound of "
+            f"{size / 1e6:.0f} MB does not fit into memory; set a smaller max_frames, or a higher "
+            "fps."
+        )
+    return np.zeros((channels, count), np.float32)
 
 
 def _write_chunk(samples: np.ndarray, chunk: np.ndarray, place: int) -> None:
