@@ -22,7 +22,7 @@ from animatediff_lightning.distill.files.cache import CACHE_VARIABLE
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train import iterate, losses, setup, stages
 from animatediff_lightning.distill.train.phase import MOST_SKIPPED, CollapsedError, PhaseTrainer
-from animatediff_lightning.distill.train.run_folder import Place, RunFolder
+from animatediff_lightning.distill.train.run_folder import CONTENT, Place, RunFolder
 from animatediff_lightning.motion_module import checkpoint
 from safetensors.torch import load_file
 
@@ -580,8 +580,8 @@ def test_what_a_kill_left_half_written_goes_and_damage_is_told(
     shutil.copytree(undisturbed[0], tmp_path / "out")
     checkpoints, student = tmp_path / "out" / "checkpoints", "1step.safetensors"
     half = [
-        checkpoints / ".1-1-00000002-a.pt",
-        checkpoints.parent / "students" / ".1step-a.safetensors",
+        checkpoints / ".1-1-00000002-a_b1cd23.pt",
+        checkpoints.parent / "students" / ".1step-abcdefgh.safetensors",
     ]
     for file_left in half:
         file_left.write_bytes(b"half")
@@ -603,6 +603,43 @@ def test_what_a_kill_left_half_written_goes_and_damage_is_told(
     assert f"{newest} could not be read and is now {newest.name}.damaged;" in warned
     assert newest.with_name(f"{newest.name}.damaged").is_file()
     assert same(students(tmp_path / "out")[student], students(undisturbed[0])[student])
+
+
+@pytest.mark.parametrize("part", ["checkpoints", "students"])
+def test_nothing_behind_a_link_and_no_other_file_is_removed(clips, tmp_path, part):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    config = train_config.read_config(
+        distil_files.write_config(tmp_path / "run.toml", out, clips),
+    )
+    ours = f".1step-abcdefgh.{'pt' if part == 'checkpoints' else 'safetensors'}"
+    for folder in (elsewhere, out / "own"):
+        folder.mkdir(parents=True)
+        for name in (".bashrc", ".a-abc.pt", ours):
+            (folder / name).touch()
+    (out / part).symlink_to(elsewhere)
+    RunFolder(out).claim(config, {})
+    assert {f.name for f in elsewhere.iterdir()} == {".bashrc", ".a-abc.pt", ours}
+    (out / part).unlink()
+    (out / "own").rename(out / part)
+    RunFolder(out).claim(config, {})
+    assert {f.name for f in (out / part).iterdir()} == {".bashrc", ".a-abc.pt"}
+
+
+@pytest.mark.parametrize("content", [{}, [], {"student": {}}])
+def test_a_checkpoint_of_something_else_is_damaged(tmp_path, content):
+    folder = RunFolder(tmp_path)
+    folder.save(Place(0, 0, 1), content, keep=1)
+    with pytest.raises(ValueError, match=r"0-0-00000001\.pt could not be read .*; delete it, and"):
+        folder.load(Place(0, 0, 1))
+
+
+def test_a_checkpoint_that_does_not_fit_is_told(stage):
+    content = stage.trainer.state_dict()
+    assert set(content) == set(CONTENT)
+    wrong = {"student": {}, "optimizer": {}, "average": [], "best": {"a": 1}, "skipped_in_a_row": 3}
+    for key, value in wrong.items():
+        with pytest.raises(ValueError, match="the newest checkpoint of the run could not be read"):
+            stage.trainer.load_state_dict(content | {key: value})
 
 
 def test_a_student_that_was_taken_away_is_not_replaced_by_its_teacher(

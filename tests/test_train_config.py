@@ -274,6 +274,16 @@ def test_the_bundled_students_are_of_the_bundled_config():
         assert int(known["iterations"]) == sum(p.iterations for p in stage.phases)
 
 
+@pytest.mark.parametrize("weight", [0, 1001, float("inf"), float("nan")])
+def test_a_weight_is_above_nothing_and_at_most_a_thousand(weight):
+    pool = next(iter(TABLE["pools"]))
+    for path in (
+        ("pools", pool, "shape_weights", {"16x12x8x8": weight}),
+        ("stages", 0, "timestep_weights", [weight] * 32),
+    ):
+        assert any("_weights." in problem for problem in schedule_problems(changed(*path)))
+
+
 def test_no_timesteps_at_all_are_refused():
     with pytest.raises(ValueError, match="at least 1 item"):
         TrainConfig.model_validate(changed("stages", 0, "timesteps", []))

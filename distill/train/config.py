@@ -38,7 +38,8 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
-Weights = tuple[Annotated[float, Field(gt=0)], ...]
+Weight = Annotated[float, Field(gt=0, le=1000)]
+Weights = tuple[Weight, ...]
 Dtype = Literal["float32", "tf32", "bfloat16"]
 SATURATED_AFTER = 1000  # iterations in a row that D is right about every clip: then it is told
 _FAKE_RATE = 2.0  # times the student's
@@ -103,7 +104,7 @@ class Pool(_Table):
     shards: str | None = None
     prompts: Path | None = None
     flip: bool = True
-    shape_weights: dict[str, Annotated[float, Field(gt=0)]] = {}
+    shape_weights: dict[str, Weight] = {}
 
     def _problems(self) -> Iterator[str]:
         if (self.shards is None) == (self.prompts is None):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...motion_module.module import MotionModule
 from ..engine import distributed
 from ..engine.average import copy_average, start_average, update_average
+from ..library_errors import one_sentence
 from .batches import Batch
 from .config import Phase, Stage
 from .discriminator import Discriminator
@@ -154,7 +155,11 @@ class PhaseTrainer:
         return state
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from what `state_dict` returned."""
+        """Go on from what `state_dict` returned; ValueError where that does not fit."""
+        with one_sentence("the newest checkpoint of the run", "delete it, and train again"):
+            self._load(state)
+
+    def _load(self, state: dict) -> None:
         networks = self.networks
         networks.plain_student.motion_module.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])

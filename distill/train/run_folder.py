@@ -21,6 +21,18 @@ from .config import TrainConfig
 RUN = "run.json"
 FORMAT = 4  # of the record and of checkpoints; raise it when their names change
 _NAME = re.compile(r"(\d+)-(\d+)-(\d+)\.pt")
+_HALF_WRITTEN = re.compile(r"\..+-[a-z0-9_]{8}\.(pt|safetensors)")  # as atomic_path names them
+CONTENT = (  # of a checkpoint, see PhaseTrainer.state_dict
+    "student",
+    "optimizer",
+    "average",
+    "best",
+    "saturated_iterations",
+    "skipped",
+    "skipped_in_a_row",
+    "critic",
+    "critic_optimizer",
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -73,8 +85,8 @@ class RunFolder:
         del record["clips_per_rank"]
         claim.claim(file, record, "a run", {"stages": begun})
         for folder in (self._checkpoints, self.root / student_files.FOLDER):
-            for temporary in folder.glob(".*"):  # of a process that was killed while it wrote
-                temporary.unlink(missing_ok=True)
+            if not folder.is_symlink():
+                _remove_half_written(folder)
 
     @property
     def is_claimed(self) -> bool:
@@ -110,7 +122,10 @@ class RunFolder:
         """Read a checkpoint's content, on the CPU; ValueError where it is damaged."""
         file = self.file(place)
         with one_sentence(str(file), "delete it, and the same command starts this stage again"):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            if not isinstance(content, dict) or not set(CONTENT) <= content.keys():
+                raise ValueError("it does not hold what training saves")
+            return content
 
     def set_aside(self, place: Place) -> Path:
         """Rename a damaged checkpoint, so that the one before is the newest; return its file."""
@@ -129,3 +144,10 @@ class RunFolder:
     @property
     def _checkpoints(self) -> Path:
         return self.root / "checkpoints"
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove the files of processes that were killed while they wrote."""
+    for file in folder.glob(".*"):
+        if _HALF_WRITTEN.fullmatch(file.name):
+            file.unlink(missing_ok=True)
