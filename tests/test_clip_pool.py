@@ -22,6 +22,8 @@ from animatediff_lightning.distill.data import (
     latent_shards,
     mirrored_captions,
     url_cache,
+    verify,
+    video_shards,
 )
 from animatediff_lightning.distill.data.latent_pool import ClipPool, ClipRef
 from animatediff_lightning.distill.data.latent_shards import INDEX, encode_npy, write_tar
@@ -251,6 +253,132 @@ def test_what_is_no_latents_is_refused(folder, tmp_path):
         ClipPool(str(tmp_path / "mute.tar"))
 
 
+def npy(header):
+    """Return a .npy file's beginning with any header."""
+    header = header + b" " * (-(len(header) + 11) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+def told(shape):
+    return npy(b"{'descr': '<f2', 'fortran_order': False, 'shape': %s, }" % shape) + bytes(512)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        *((encode_npy(np.zeros(SQUARE, t)), "no latents") for t in ("<U1", "c8", ">f2", "M8[s]")),
+        *((encode_npy(np.zeros(SQUARE, t)), "no latents") for t in ("u2", "f8", "<f2,<f2")),
+        (encode_npy(np.zeros((0, 4, 3, 3), np.float16)), "no latents"),
+        (told(b"(2, 4, 1000000000, 1000000000)"), "arrays that are damaged"),
+        (told(b"(-1, 4, 8, 8)"), "arrays that are damaged"),
+        (told(b"(1, 4, 'a', 8)"), "arrays that are damaged"),
+        (npy(b"(" * 9000), "arrays that are damaged"),
+        (npy(b"-" * 9000 + b"1"), "arrays that are damaged"),
+        (npy(b"{'descr': " + b"[" * 9000), "arrays that are damaged"),
+        (encode_npy(np.zeros(SQUARE, np.float16))[:-1], "arrays that are damaged"),
+        (b"PK\x03\x04", "arrays that are damaged"),
+    ],
+)
+def test_arrays_that_are_no_latents_are_told_at_once(tmp_path, content, sentence):
+    write_tar(tmp_path / "a.tar", [("k.latents.npy", content), ("k.txt", b"x")])
+    for read in (ClipPool, verify.verify_shards):
+        with pytest.raises(ValueError, match=rf"a\.tar holds {sentence}"):
+            read(str(tmp_path))
+
+
+@pytest.fixture
+def index(folder):
+    """Write an index whose first shard tells something else; gives what it told rightly."""
+    ClipPool(str(folder))
+    content = json.loads((folder / INDEX).read_text())
+
+    def write(change):
+        content["shards"]["a-0.tar"].update(change)
+        (folder / INDEX).write_text(json.dumps(content))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"places": []},
+        {"places": [1]},
+        {"places": "abc"},
+        {"places": [[10**30] * 6]},
+        {"places": [[10**9, 10, -1, 0, 10**9, 5]]},
+        {"places": [[-5, 10, -1, 0, -5, 3]]},
+        {"places": [[0, 2**62, -1, 0, 2**62, 2**62]]},
+        {"places": [[-1, 0, -1, 0, 0, 1]]},
+        {"size": "x"},
+        {"size": 10**30, "places": [[0, 10**13, -1, 0, 0, 10**13]]},
+        {"changed": None},
+        {"shape": [2]},
+        {"shape": "abcd"},
+        {"shape": [0, 4, 3, 3]},
+    ],
+)
+def test_an_index_that_cannot_be_true_is_made_anew(folder, index, change):
+    index(change)
+    assert latent_shards.read_index(folder).get("a-0.tar") is None or "size" in change
+    assert len(ClipPool(str(folder))) == 13
+    assert ClipPool(str(folder)).read(ClipRef(0, 3)).oriented(False)[0].mean() == 3
+
+
+def test_an_index_nested_too_deeply_or_a_pipe_is_none(folder):
+    (folder / INDEX).write_text("[" * 100_000)
+    assert len(ClipPool(str(folder))) == 13
+    (folder / INDEX).unlink()
+    os.mkfifo(folder / INDEX)
+    assert latent_shards.read_index(folder) == {}
+
+
+@pytest.mark.parametrize("wrong", ["latents", "caption"])
+def test_an_index_that_leads_to_other_bytes_is_told(folder, index, wrong):
+    shard = latent_shards.index_shard(str(folder / "a-0.tar"))
+    latents, caption = shard.places[0, :2].tolist(), shard.places[0, 4:].tolist()
+    row = [*caption, -1, 0, *caption] if wrong == "latents" else [*latents, -1, 0, *latents]
+    index({"places": [row]})
+    with pytest.raises(ValueError, match=r"clip 0 of a-0\.tar is damaged; copy the shard again"):
+        ClipPool(str(folder)).read(ClipRef(0, 0)).oriented(False)
+    if wrong == "caption":
+        with pytest.raises(ValueError, match=r"clip 0 of a-0\.tar is damaged"):
+            verify.describe_shards(folder)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [
+        ("a-{000..123}.tar", 124),
+        ("{a,b{1..3},c}.tar", 5),
+        ("{a..c}{4..1}{0..10..5}", 36),
+        ("{{0..2},{7..9}}{x}", 6),
+        ("a<5>\\{b,c\\}{,d}", 2),
+    ],
+)
+def test_a_patterns_names_are_counted_before_they_are_made(pattern, count):
+    assert video_shards._count_names(pattern) == count
+    assert len(video_shards.expand_braces(pattern)) == count
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sentence"),
+    [
+        ("{a,b}" * 40, "stands for more than 100000 shards"),
+        ("{{a,b}" + "{a,b}" * 40 + ",c}", "stands for more than 100000 shards"),
+        ("{0..300000}", "stands for more than 100000 shards"),
+        ("{0.." + "9" * 40 + "}", "stands for more than 100000 shards"),
+        ("{0.." + "9" * 5000 + "}", "check its braces"),
+        ("{" * 5000 + "a,b" + "}" * 5000, "check its braces"),
+        ("{{a", "check its braces"),
+    ],
+)
+def test_a_pattern_of_too_many_shards_is_told_at_once(pattern, sentence):
+    for address in (f"https://x.test/{pattern}.tar", f"{pattern}.tar"):
+        with pytest.raises(ValueError, match=sentence):
+            video_shards.expand_braces(address)
+
+
 @pytest.fixture
 def web(folder, tmp_path, monkeypatch):
     """Serve tmp_path, where the shards lie in `pool`, over HTTP; gives the address and requests."""
@@ -324,6 +452,21 @@ def test_an_index_beside_urls_tells_the_shards_without_a_fetch(folder, web, tmp_
 def test_a_file_beside_a_url(url, name, index):
     assert url_cache.file_name(url) == name
     assert url_cache.neighbour(url, INDEX) == index
+
+
+def test_a_long_url_is_split_at_once():
+    url = "http://" + ".tar" * 100_000 + "/x"
+    assert url_cache.file_name(url) == url
+
+
+@pytest.mark.parametrize("name", ["_MAX_TEXT_BYTES", "MAX_BYTES"])
+def test_a_file_behind_a_url_is_fetched_up_to_a_limit(web, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(url_cache, name, 1000)
+    url = f"{web.url}/pool/a-0.tar"
+    fetch = url_cache.fetch_text if name == "_MAX_TEXT_BYTES" else url_cache.local_file
+    with pytest.raises(ValueError, match=r"a-0\.tar is larger than .* the most that is fetched"):
+        fetch(url)
+    assert not list((tmp_path / "cache").rglob("*.tar"))
 
 
 @pytest.mark.multiprocess

@@ -117,6 +117,16 @@ def test_the_miniatures_students_are_packed_with_their_card(run, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_metadata_named_as_words_of_the_card_does_not_matter(run, tmp_path):
+    module = checkpoint.load(motion_module_path("miniature")).build(dtype=torch.float32)
+    strange = {"name": "x", "rows": "x", "use": "x", "methods": "x", "scope": "x", "self": "{0}"}
+    told = TOLD | {"steps": 4, "teacher_steps": 8} | strange
+    RunFolder(run).save_student("4step", module, told)
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--name", "toy"]) == 0
+    assert "| toy_4step | 4 | 8 steps |" in (tmp_path / "out" / "README.md").read_text()
+    pack_students(run, tmp_path / "weights")
+
+
 def test_a_folder_without_students_is_named(tmp_path, capsys):
     assert main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "holds no finished student" in capsys.readouterr().err

@@ -54,9 +54,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         "fingerprint",
         False,
     ),
-    ("distill.data.import_videos", "_read_record", "json.loads"): ("json:loads", "record", True),
-    ("distill.data.latent_shards", "read", "np.load"): ("numpy:load", "clip", False),
-    ("distill.data.latent_shards", "_parsed", "json.loads"): ("json:loads", "index", False),
+    ("distill.data.latent_shards", "_decoded", "np.load"): ("numpy:load", "clip", False),
     ("distill.data.latent_shards", "write_tar", "tarfile.open"): (
         "tarfile:open",
         "write tar",
@@ -75,9 +73,8 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ("distill.data.video_shards", "members", "tarfile.open"): (
         "tarfile:open",
         "stats",
-        False,
+        True,
     ),
-    ("distill.data.video_shards", "_caption", "json.loads"): ("json:loads", "caption", False),
     ("distill.engine.loop", "_resume", "torch.load"): ("torch:load", "resume", True),
     ("distill.engine.loop", "training_minutes", "torch.load"): ("torch:load", "minutes", True),
     ("distill.evaluate.fvd", "_read", "np.load"): ("numpy:load", "features", True),
@@ -88,10 +85,8 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
     ),
     ("distill.evaluate.i3d_weights", "_read", "tarfile.open"): ("tarfile:open", "i3d", False),
     ("distill.files.claim", "_is_claimed", "json.loads"): ("json:loads", "claim", False),
-    ("distill.files.claim", "read_record", "json.loads"): ("json:loads", "claim", False),
     ("distill.files.clip_writer", "_write_mp4", "av.open"): ("av:open", "miniature", False),
-    ("distill.miniature.build", "_read_report", "json.loads"): ("json:loads", "report", True),
-    ("distill.miniature.card", "_read", "json.loads"): ("json:loads", "card", True),
+    ("distill.files.records", "parse", "json.loads"): ("json:loads", "record", True),
     ("distill.miniature.probe", "load_probe", "load_file"): (".:load_file", "probe", False),
     ("distill.miniature.sample", "__init__", "csv.DictReader"): ("csv:DictReader", "table", True),
     ("distill.miniature.shipped", "_assemble", "load_file"): (".:load_file", "miniature", False),
@@ -158,7 +153,7 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         True,
     ),
     ("distill.train.config", "read_config", "tomllib.loads"): (".:tomllib.loads", "plan", False),
-    ("distill.train.curves", "_rows", "csv.DictReader"): ("csv:DictReader", "curves", True),
+    ("distill.train.curves", "_rows_before", "csv.DictReader"): ("csv:DictReader", "curves", True),
     ("distill.train.discriminator", "__init__", "UNet2DConditionModel.from_config"): (
         ".:UNet2DConditionModel.from_config",
         "plan",
@@ -181,7 +176,6 @@ CALLS: dict[tuple[str, str, str], tuple[str, str, bool]] = {
         True,
     ),
     ("distill.train.run_folder", "load", "torch.load"): ("torch:load", "checkpoint", True),
-    ("distill.train.validation", "read_lines", "json.loads"): ("json:loads", "validation", True),
     ("motion_module.files", "_read_safetensors", "safetensors.safe_open"): (
         "safetensors:safe_open",
         "folder",
@@ -296,10 +290,8 @@ def function(name: str, tmp: Path, models, out: Path) -> Callable[[], object]:
         ),
         "record": lambda: ours("distill.data.import_videos")._read_record(tmp / "a.json"),
         "clip": lambda: shards.open_shards(str(tmp / "p" / "plain"))[0].read(0, False),
-        "index": lambda: shards._parsed("{}"),
         "write tar": lambda: shards.write_tar(out / "b.tar", []),
         "captions": lambda: ours("distill.data.video_folder")._read_table(tmp / "a.csv"),
-        "caption": lambda: ours("distill.data.video_shards")._caption(b"{}", "json"),
         "resume": lambda: loop._resume(tmp / "a.pt", {}, {}, None, None),
         "minutes": lambda: loop.training_minutes(
             (tmp / "a.pt").rename(tmp / loop.CHECKPOINT).parent
@@ -309,14 +301,11 @@ def function(name: str, tmp: Path, models, out: Path) -> Callable[[], object]:
         "claim": lambda: ours("distill.files.claim")._is_claimed(
             tmp / "a.json", {}, "clips", None, ""
         ),
-        "report": lambda: ours("distill.miniature.build")._read_report(tmp / "a.json"),
-        "card": lambda: list(ours("distill.miniature.card")._gates(tmp)),
         "probe": lambda: ours("distill.miniature.probe").load_probe.__wrapped__(),
         "table": lambda: ours("distill.miniature.sample").Table(tmp / "a.csv"),
         "factor": lambda: ours("distill.models.headers").latent_factor(models.base),
         "plan SD1.5": lambda: ours("distill.train.plan")._unet.__wrapped__(None),
-        "curves": lambda: curves._rows(),
-        "validation": lambda: _read_validation(ours("distill.train.validation"), tmp),
+        "curves": lambda: curves._rows_before(run_folder.Place(0, 0, 0)),
         "checkpoint": lambda: _load_checkpoint(run, tmp / "1-1-00000002.pt"),
         "beside": lambda: ours("motion_module.beside")._read_json(tmp / "a.json"),
         "lora": lambda: ours("motion_module.lora_scale")._unpacked("{}"),
@@ -329,11 +318,6 @@ def _webp_decoder(ours, file: Path):
     pictures = [Image.new("RGB", (16, 16), color) for color in ("red", "blue")]
     pictures[0].save(file, save_all=True, append_images=pictures[1:])
     return ours("video.frames").open_decoder(file, file.name)
-
-
-def _read_validation(validation, folder: Path):
-    (folder / validation.FILE).write_text("{}\n")
-    return validation.read_lines(folder)
 
 
 def _members_of(generate, file: Path):

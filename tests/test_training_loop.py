@@ -99,6 +99,28 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        {"step": "x"},
+        {"losses": ["x"]},
+        {"weights": []},
+        {"average": {}},
+        {"weights": {"a": torch.zeros(3), "b": torch.zeros(1)}},
+        {"optimizer": {}},
+        {"seconds": "x"},
+    ],
+)
+def test_a_checkpoint_of_something_else_is_told(tmp_path, change):
+    fitted(tmp_path, LoopOptions(1, 0.1))
+    file = tmp_path / CHECKPOINT
+    content = torch.load(file, weights_only=True)
+    torch.save([] if change is None else content | change, file)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt could not be read .*; delete it, and"):
+        fitted(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("wrong", "said"), [({"iterations": 0}, "iterations"), ({"ema": 1.0}, "ema")]
 )
 def test_impossible_options_are_refused(wrong, said):

@@ -1,12 +1,15 @@
 """Videos for training: a real file, even resampling, captions, shards, and every unusable file."""
 
+import io
+import os
 import re
 import shutil
+import tarfile
 
 import av
 import numpy as np
 import pytest
-from animatediff_lightning.distill.data import video_folder, video_shards, walk
+from animatediff_lightning.distill.data import latent_shards, video_folder, video_shards, walk
 from animatediff_lightning.distill.engine import read_ahead
 from animatediff_lightning.distill.train_motion import clips
 from animatediff_lightning.video.container import UnusableVideoError
@@ -268,6 +271,62 @@ def test_missing_and_damaged_shards(shards):
         ValueError, match=r"clips-0001.tar is damaged, or is not a tar file; copy it"
     ):
         clips.open_videos(str(shards), 4, 8)
+
+
+def tar_header(name, size, kind=b"0", content=b""):
+    """Return a tar entry whose header tells any size; from -2**62 on, in base 256."""
+    header = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT)[:512])
+    header[124:136] = (b"\xff" if size < 0 else b"\x80") + size.to_bytes(11, "big", signed=True)
+    header[156:157] = kind
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + content + bytes(-len(content) % 512)
+
+
+HOSTILE_TARS = {
+    "negative size": tar_header("b.txt", 0) + tar_header("a.txt", -512),
+    "negative size of a folder": tar_header("b.txt", 0) + tar_header("a", -1024, b"5"),
+    "negative size by pax": tar_header("b.txt", 0)
+    + tar_header("x", 13, b"x", b"13 size=-1024")
+    + tar_header("a.txt", 0),
+    "beyond the end": tar_header("a.txt", 2**40, content=b"hello"),
+    "far beyond the end": tar_header("a.txt", 2**62, content=b"hello"),
+    "long name without end": tar_header("@LongLink", 2**62, b"L", b"hello"),
+    "chain of long names": tar_header("@LongLink", 5, b"L", b"a.txt") * 500 + tar_header("a", 0),
+    "chain of pax": tar_header("x", 12, b"x", b"12 path=abc\n") * 500 + tar_header("a", 0),
+    "map that is no number": tar_header("x", 26, b"x", b"26 GNU.sparse.map=x,y,z,z\n")
+    + tar_header("a.txt", 0),
+    "sparse": tar_header("x", 22, b"x", b"22 GNU.sparse.map=0,1\n") + tar_header("a.txt", 1),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE_TARS.values(), ids=HOSTILE_TARS)
+@pytest.mark.parametrize("read", [latent_shards.index_shard, lambda f: clips.open_videos(f, 4, 8)])
+def test_a_tar_file_that_lies_about_sizes_is_damaged(tmp_path, content, read):
+    (tmp_path / "a.tar").write_bytes(content + bytes(1024))
+    with pytest.raises(ValueError, match=r"a\.tar is damaged, or is not a tar file; copy"):
+        read(str(tmp_path / "a.tar"))
+
+
+def test_a_caption_nested_too_deeply_is_none(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("a.json", b"[" * 100_000), ("a.mp4", b"no picture")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"can be used .*no caption"):
+        clips.open_videos(str(tmp_path / "a.tar"), 4, 8)
+
+
+def test_only_regular_files_are_shards(shards):
+    os.mkfifo(shards / "pipe.tar")
+    (shards / "folder.tar").mkdir()
+    assert [f.name for f in video_shards.find_tars(str(shards))] == [
+        "clips-0000.tar",
+        "clips-0001.tar",
+    ]
+    with pytest.raises(ValueError, match="1 of 1 shards were not found"):
+        video_shards.find_tars(str(shards / "pipe.tar"))
 
 
 # ---- what a step sees

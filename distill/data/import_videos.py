@@ -18,7 +18,7 @@ from ...motion_module.files import atomic_path, remove_half_written
 from ...video.container import UnusableVideoError
 from ...video.reader import ClipShape
 from ..engine import distributed
-from ..files import claim
+from ..files import claim, records
 from ..library_errors import one_sentence
 from ..miniature.names import base_path
 from ..models.base_model import BaseModel, load_base, quiet_libraries
@@ -142,13 +142,13 @@ def _report(request: ImportRequest, videos: int, left_out: dict[str, str], shard
     Raises ValueError where no video could be used.
     """
     files = sorted((request.out / _DONE).glob("[!.]*.json"))
-    records = [_read_record(file) for file in files]
-    bad = {name: reason for record in records for name, reason in record["bad"].items()}
-    clips = sum(record["clips"] for record in records)
+    done = [_read_record(file) for file in files]
+    bad = {name: str(reason) for record in done for name, reason in record["bad"].items()}
+    clips = sum(record["clips"] for record in done)
     _write_table(request.out / BAD, left_out | bad)
-    if len(records) == shards and not clips:
+    if len(done) == shards and not clips:
         raise ValueError(video_folder.explain_none_usable(request.videos, bad))
-    if len(records) == shards:  # the last process
+    if len(done) == shards:  # the last process
         latent_shards.open_shards(str(request.out))  # brings index.json up to date
     skipped = f" {video_folder.list_skipped(left_out | bad)}" if left_out or bad else ""
     return f"{request.out} now holds {clips} clips from {videos} videos.{skipped}"
@@ -176,7 +176,10 @@ def _is_done(request: ImportRequest, number: int, tasks: Sequence[Task]) -> bool
 
 def _read_record(file: Path) -> dict:
     with one_sentence(str(file), "delete it, and the same command makes its shard again"):
-        return json.loads(file.read_text())
+        record = records.read(file, dict)
+        if not isinstance(record.get("clips"), int) or not isinstance(record.get("bad"), dict):
+            raise ValueError("it does not say what became of the videos")
+        return record
 
 
 def _digest(tasks: Sequence[Task]) -> str:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from . import latent_shards, mirrored_captions
-from .latent_shards import Shard
+from .latent_shards import Shape, Shard
 from .url_cache import is_url
 
-Shape = tuple[int, int, int, int]
 _WINDOW = 8  # shards behind URLs that are mixed with each other: each must be downloaded
 _ORDERS = 16  # epochs of slots whose order is remembered
 

@@ -8,18 +8,19 @@ import contextlib
 import functools
 import io
 import json
+import math
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, BinaryIO
 
 import numpy as np
-from braceexpand import braceexpand
 from tqdm import tqdm
 
 from ...motion_module.files import atomic_path
+from ..files import records
 from . import video_shards
 from .url_cache import (
     check_address,
@@ -37,6 +38,9 @@ LATENTS, FLIPPED, CAPTION = "latents.npy", "flipped.npy", "txt"
 _VERSION = 1
 _MEMBERS = (LATENTS, FLIPPED, CAPTION)  # two columns of `places` each
 _NOWHERE = (-1, 0)
+_DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
+Shape = tuple[int, int, int, int]
+Header = tuple[tuple[int, ...], np.dtype]  # of a .npy file: shape and dtype
 _END = bytes(1024)  # what a whole tar file ends in
 
 
@@ -51,7 +55,7 @@ class Shard:
     source: str
     size: int
     changed: int
-    shape: tuple[int, int, int, int]
+    shape: Shape
     places: np.ndarray
 
     def __len__(self) -> int:
@@ -67,8 +71,9 @@ class Shard:
         return bool((self.places[:, 2] >= 0).all())
 
     def caption(self, clip: int) -> str:
-        """Return a clip's caption as stored."""
-        with local_file(self.source).open("rb") as file:
+        """Return a clip's caption as stored; ValueError where it is damaged."""
+        path = local_file(self.source)
+        with self._damage_told(clip), path.open("rb") as file:
             return _bytes(file, self.places[clip, 4:]).decode("utf-8")
 
     def read(self, clip: int, flip: bool) -> tuple[np.ndarray, str]:
@@ -78,15 +83,22 @@ class Shard:
         if place[0] < 0:
             raise ValueError(f"{self.name} has no flipped latents; make the clips with --flip.")
         path = local_file(self.source)
-        try:
-            with path.open("rb") as file:
-                array = np.load(io.BytesIO(_bytes(file, place)), allow_pickle=False)
-                text = _bytes(file, caption).decode("utf-8")
-        except (OSError, EOFError, ValueError) as error:
-            raise ValueError(f"clip {clip} of {self.name} is damaged; copy it again.") from error
+        with self._damage_told(clip), path.open("rb") as file:
+            array = _decoded(_bytes(file, place))
+            text = _bytes(file, caption).decode("utf-8")
         if array.shape != self.shape:
             raise ValueError(f"clip {clip} of {self.name} has changed; delete {INDEX} beside it.")
         return array, text
+
+    @contextlib.contextmanager
+    def _damage_told(self, clip: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(
+                f"clip {clip} of {self.name} is damaged; copy the shard again, or delete the "
+                f"{INDEX} beside it."
+            ) from error
 
 
 def open_shards(shards: str) -> list[Shard]:
@@ -125,7 +137,7 @@ def find_shards(shards: str) -> list[str]:
     """
     check_address(shards)
     if is_url(shards):
-        return list(braceexpand(shards))
+        return video_shards.expand_braces(shards)
     # a name that begins with a dot is not finished yet
     return [str(f) for f in video_shards.find_tars(shards) if not f.name.startswith(".")]
 
@@ -135,13 +147,13 @@ def index_shard(source: str) -> Shard:
     file = local_file(source)
     name = Path(source).name
     clips: dict[str, dict[str, tuple[int, int]]] = {}
-    shapes: set[tuple[int, ...]] = set()
+    headers: set[Header] = set()
     try:
         for key, member, entry, tar in video_shards.members(file):
             if member in _MEMBERS:
                 clips.setdefault(key, {})[member] = (entry.offset_data, entry.size)
             if member in (LATENTS, FLIPPED):
-                shapes.add(_shape(video_shards.open_member(tar, entry)))
+                headers.add(_header(video_shards.open_member(tar, entry), entry.size))
         _check_end(file)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(
@@ -149,18 +161,18 @@ def index_shard(source: str) -> Shard:
         ) from error
     except ValueError as error:
         raise ValueError(f"{name} holds arrays that are damaged; copy or make it again.") from error
-    _check_clips(name, clips, shapes)
-    places = [[n for p in _MEMBERS for n in clip.get(p, _NOWHERE)] for clip in clips.values()]
+    shape = _check_clips(name, clips, headers)
+    rows = [[n for p in _MEMBERS for n in clip.get(p, _NOWHERE)] for clip in clips.values()]
     status = file.stat()
-    frames, channels, height, width = shapes.pop()
-    shape = (frames, channels, height, width)
-    return Shard(source, status.st_size, status.st_mtime_ns, shape, _places(places))
+    places = np.array(rows, np.int64)
+    return Shard(source, status.st_size, status.st_mtime_ns, shape, places)
 
 
 def read_index(folder: Path) -> dict[str, Shard]:
     """Return the shards that a folder's index tells, by name; none where it is missing or odd."""
+    file = folder / INDEX
     try:
-        return _parsed((folder / INDEX).read_text(encoding="utf-8"))
+        return _parsed(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except (OSError, ValueError):
         return {}
 
@@ -175,15 +187,29 @@ def _index_of_url(url: str | None) -> dict[str, Shard]:
 def _parsed(text: str) -> dict[str, Shard]:
     """Return the shards that an index's text tells, by name; none where it is odd."""
     try:
-        content = json.loads(text)
+        content = records.parse(text, dict)
         if content["version"] != _VERSION:
             return {}
-        return {
-            name: Shard(name, e["size"], e["changed"], tuple(e["shape"]), _places(e["places"]))
-            for name, e in content["shards"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return {name: _shard(name, told) for name, told in content["shards"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return {}
+
+
+def _shard(name: str, told: dict) -> Shard:
+    """Return a shard as an index tells it; ValueError where no shard can be like that."""
+    size, changed, shape = told["size"], told["changed"], tuple(told["shape"])
+    places = np.array(told["places"], np.int64)
+    if not (isinstance(size, int) and isinstance(changed, int) and _is_shape(shape)):
+        raise ValueError("no size, time or shape")
+    if not len(places) or places.shape[1:] != (2 * len(_MEMBERS),):
+        raise ValueError("no places")
+    starts, sizes = places[:, ::2], places[:, 1::2]
+    missing = (places[:, 2:4] == _NOWHERE).all(axis=1)  # the flipped latents
+    inside = (starts >= 0) & (sizes >= 0) & (starts <= size) & (sizes <= size - starts)
+    inside[missing, 1] = True
+    if not inside.all():
+        raise ValueError("places beyond the end of the file")
+    return Shard(name, size, changed, shape, places)
 
 
 def read_keys(source: str) -> list[str]:
@@ -211,28 +237,53 @@ def encode_npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _places(numbers: list) -> np.ndarray:
-    return np.array(numbers, np.int64)
-
-
-def _check_clips(name: str, clips: dict[str, dict], shapes: set[tuple]) -> None:
-    if not shapes or any(len(shape) != 4 for shape in shapes):
+def _check_clips(name: str, clips: dict[str, dict], headers: set[Header]) -> Shape:
+    """Return the shape of all clips; ValueError where they have none in common, or lack a part."""
+    if not headers or not all(map(_is_latents, headers)):
         raise ValueError(
-            f"{name} holds no latents (KEY.{LATENTS}, four-dimensional); make shards with "
-            "`data generate`."
+            f"{name} holds no latents (KEY.{LATENTS}, four-dimensional and not empty, float16 or "
+            "float32, little-endian); make shards with `data generate`."
         )
+    shapes = {shape for shape, _ in headers}
     if len(shapes) > 1:
         raise ValueError(f"{name} holds clips of several shapes; a shard may hold only one shape.")
     for key, clip in clips.items():
         for member in (LATENTS, CAPTION):
             if member not in clip:
                 raise ValueError(f"{name} lacks {key}.{member}; make the shard again.")
+    frames, channels, height, width = shapes.pop()
+    return frames, channels, height, width
 
 
-def _shape(file: IO[bytes]) -> tuple[int, ...]:
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0
-    return (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)[0]
+def _header(file: IO[bytes], size: int) -> Header:
+    """Return shape and dtype of a .npy file of `size` bytes; ValueError where it is damaged."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0
+        shape, _, dtype = (read if version == (1, 0) else np.lib.format.read_array_header_2_0)(file)
+    except OSError:
+        raise
+    except Exception as error:  # numpy lets Python's own parser read it
+        raise ValueError("a header of an array is damaged") from error
+    if math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError("an array has another size than its header tells")
+    return shape, dtype
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    """Return the latents that a .npy file holds; ValueError where it holds none."""
+    if not _is_latents(_header(io.BytesIO(content), len(content))):
+        raise ValueError("an array holds no latents")
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+def _is_latents(header: Header) -> bool:
+    shape, dtype = header
+    return _is_shape(shape) and dtype in _DTYPES
+
+
+def _is_shape(shape: tuple) -> bool:
+    return len(shape) == 4 and all(isinstance(side, int) and side >= 1 for side in shape)
 
 
 def _check_end(file: Path) -> None:
@@ -244,11 +295,10 @@ def _check_end(file: Path) -> None:
 
 def _bytes(file: BinaryIO, place: Iterable[int]) -> bytes:
     offset, size = map(int, place)
-    file.seek(offset)
-    content = file.read(size)
-    if len(content) < size:
+    if offset + size > os.fstat(file.fileno()).st_size:
         raise EOFError
-    return content
+    file.seek(offset)
+    return file.read(size)
 
 
 def _is_current(shard: Shard, source: str) -> bool:

@@ -19,12 +19,12 @@ from ...motion_module.files import atomic_path
 from ..files.cache import cache_folder
 
 MAX_BYTES = 64 * 2**30  # of fetched shards; the longest unused ones go first
+_MAX_TEXT_BYTES = 64 * 2**20  # of an index
 TIMEOUT = 60  # seconds in which a server must send something
 SCHEMES = ("http", "https", "s3", "gs")
 _CLOUD_PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}  # which fsspec needs for them
 _URL = re.compile(rf"({'|'.join(SCHEMES)})://", re.IGNORECASE)
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:", re.IGNORECASE)  # one letter is a drive of Windows
-_TAR = re.compile(r".*?([^/]+\.tar)(?=[^/]*$)", re.DOTALL)
 _CHUNK_BYTES = 2**20
 
 
@@ -57,14 +57,21 @@ def key_of(source: str) -> str:
 
 def file_name(url: str) -> str:
     """Return the name of the tar file that a URL ends in, the whole URL where it ends in none."""
-    match = _TAR.search(url)
-    return match[1] if match else url
+    parts = _split_at_name(url)
+    return parts[1] if parts else url
 
 
 def neighbour(url: str, name: str) -> str | None:
     """Return the URL of another file beside a shard's; None where the shard's name is not told."""
-    match = _TAR.search(url)
-    return url[: match.start(1)] + name + url[match.end(1) :] if match else None
+    parts = _split_at_name(url)
+    return parts[0] + name + parts[2] if parts else None
+
+
+def _split_at_name(url: str) -> tuple[str, str, str] | None:
+    """Return what is before, in and behind the name of the tar file that a URL ends in."""
+    folder, slash, last = url.rpartition("/")
+    name, extension, rest = last.rpartition(".tar")
+    return (folder + slash, name + extension, rest) if name else None
 
 
 def local_file(source: str) -> Path:
@@ -86,35 +93,40 @@ def local_file(source: str) -> Path:
 
 
 def fetch_text(url: str) -> str:
-    """Return a small UTF-8 file behind a URL; ValueError where there is none."""
-    return b"".join(_chunks(url)).decode("utf-8")
+    """Return a small UTF-8 file behind a URL; ValueError where there is none, or a large one."""
+    return b"".join(_chunks(url, _MAX_TEXT_BYTES)).decode("utf-8")
 
 
 def _fetch(url: str, file: Path) -> None:
     with atomic_path(file) as temporary, temporary.open("wb") as target:
-        for chunk in _chunks(url):
+        for chunk in _chunks(url, MAX_BYTES):
             target.write(chunk)
 
 
-def _chunks(url: str) -> Iterator[bytes]:
-    """Yield the content behind a URL; ValueError where it cannot be had whole."""
+def _chunks(url: str, limit: int) -> Iterator[bytes]:
+    """Yield the content behind a URL; ValueError where it cannot be had whole, or is too large."""
     is_http = url.lower().startswith("http")
     try:
         with _opened_http(url) if is_http else _opened_in_cloud(url) as (content, size):
             count = 0
             while chunk := content.read(_CHUNK_BYTES):
                 count += len(chunk)
+                if count > limit:
+                    raise _ExplainedError(
+                        f"{url} is larger than {limit / 2**20:g} MiB, which is the most that is "
+                        "fetched; check the address."
+                    )
                 yield chunk
             if size is not None and count != size:  # a lost connection may look like the end
                 raise OSError(f"{count} of {size} bytes")
-    except _MissingPackageError:
+    except _ExplainedError:
         raise
     except Exception as error:  # each cloud has exceptions of its own
         raise ValueError(f"{url} cannot be fetched; check the address and the network.") from error
 
 
-class _MissingPackageError(ValueError):
-    """A cloud is asked for whose package is not installed."""
+class _ExplainedError(ValueError):
+    """What a user can mend, other than by another address or network."""
 
 
 @contextlib.contextmanager
@@ -135,7 +147,7 @@ def _opened_in_cloud(url: str) -> Iterator[tuple[BinaryIO, int | None]]:
     try:
         cloud = fsspec.filesystem(scheme.lower())
     except ImportError as error:
-        raise _MissingPackageError(
+        raise _ExplainedError(
             f"{url} needs the package {package}; install it with `pip install {package}` (it is in "
             "the optional extra `cloud`)."
         ) from error

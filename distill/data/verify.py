@@ -14,8 +14,8 @@ from ..models.base_model import load_base, quiet_libraries
 from ..models.latents import decode_frames
 from . import latent_shards
 from .generate_request import RECORD
-from .latent_pool import Shape, name_of
-from .latent_shards import Shard
+from .latent_pool import name_of
+from .latent_shards import Shape, Shard
 
 SHEET = "clips.png"
 _SHEET_ROWS, _SHEET_FRAMES = 8, 8

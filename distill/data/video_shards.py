@@ -4,7 +4,7 @@ A training step is a pure function of its number, so samples are read by their p
 files instead of as a stream: nothing is lost or repeated where a run was killed.
 """
 
-import json
+import math
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,17 @@ from tqdm import tqdm
 
 from ...video.kinds import VIDEO_EXTENSIONS, is_still
 from ...video.reader import ClipShape, read_clip
+from ..files import records
+from ..library_errors import one_sentence
 from .video_folder import NO_CAPTION, TEXT_COLUMNS, explain_none_usable, warn_once
 
+MAX_SHARDS = 100_000  # of a brace pattern
+_MAX_NESTING = 20  # of braces within braces
 # a sample's key ends at the first dot of the file name, as webdataset has it
 _MEMBER = re.compile(r"^((?:.*/)?[^/.]+)\.([^/]+)$")
+_BRACES = re.compile(r"\{([^{}]*)\}")  # innermost ones
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?|([A-Za-z])\.\.([A-Za-z])(?:\.\.-?\d+)?")
+_COUNT = re.compile(r"<(\d+)>")
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,8 @@ def find_tars(data: str) -> list[Path]:
     Raises ValueError where one that the pattern names is missing.
     """
     if Path(data).is_dir():
-        return sorted(Path(data).glob("*.tar"))
-    shards = [Path(p) for p in braceexpand(data)] if data.endswith(".tar") else []
+        return sorted(file for file in Path(data).glob("*.tar") if file.is_file())
+    shards = [Path(p) for p in expand_braces(data)] if data.endswith(".tar") else []
     missing = [s for s in shards if not s.is_file()]
     if missing:
         raise ValueError(
@@ -66,6 +73,51 @@ def find_tars(data: str) -> list[Path]:
             "the numbers in --data."
         )
     return shards
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that a pattern such as "a-{000..123}.tar" stands for.
+
+    Raises ValueError for unbalanced braces, and for more than MAX_SHARDS names.
+    """
+    with one_sentence(pattern, "check its braces"):
+        count = _count_names(pattern)
+        names = list(braceexpand(pattern)) if count <= MAX_SHARDS else []
+    if count > MAX_SHARDS:
+        raise ValueError(
+            f"{pattern} stands for more than {MAX_SHARDS} shards; check its numbers, or give "
+            "a folder."
+        )
+    return names
+
+
+def _count_names(pattern: str) -> int:
+    """Return how many names a pattern stands for, without making them: braceexpand is not lazy.
+
+    From the innermost braces outwards, each pair is replaced by its count, such as <124>.
+    """
+    text = re.sub(r"\\.|[<>]", "", pattern)
+    for _ in range(_MAX_NESTING):
+        text, replaced = _BRACES.subn(lambda braces: f"<{_count_choices(braces[1])}>", text)
+        if not replaced:
+            return _count_product(text)
+    raise ValueError("its braces are nested too deeply")
+
+
+def _count_choices(text: str) -> int:
+    """Return how many choices there are between a pair of braces, at most MAX_SHARDS + 1."""
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        count = sum(map(_count_product, text.split(",")))
+    elif match[4] is not None:
+        count = abs(ord(match[4]) - ord(match[5])) + 1
+    else:
+        count = abs(int(match[1]) - int(match[2])) // (int(match[3] or 1) or 1) + 1
+    return min(count, MAX_SHARDS + 1)
+
+
+def _count_product(text: str) -> int:
+    return math.prod(int(count) for count in _COUNT.findall(text))
 
 
 def scan_shards(shards: Sequence[Path]) -> VideoShards:
@@ -109,12 +161,32 @@ def _samples(shard: Path) -> dict[str, dict]:
 
 
 def members(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Yield key, extension, entry and open archive of every file in a shard, in their order."""
-    with tarfile.open(shard, "r:") as tar:
-        for entry in tar:
-            match = _MEMBER.match(entry.name)
-            if entry.isfile() and match:
-                yield match.group(1), match.group(2).lower(), entry, tar
+    """Yield key, extension, entry and open archive of every file in a shard, in their order.
+
+    Raises tarfile.ReadError where the shard is damaged, or is not a tar file.
+    """
+    size = shard.stat().st_size
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for entry in tar:
+                _check_entry(entry, size)
+                match = _MEMBER.match(entry.name)
+                if entry.isfile() and match:
+                    yield match.group(1), match.group(2).lower(), entry, tar
+    except OSError:
+        raise
+    except Exception as error:  # headers may ask for any memory, or follow each other without end
+        raise tarfile.ReadError("damaged") from error
+
+
+def _check_entry(entry: tarfile.TarInfo, size: int) -> None:
+    """Raise tarfile.ReadError for an entry that does not lie within a file of `size` bytes.
+
+    One of negative size would be read again and again (CVE-2025-8194).
+    """
+    reaches_beyond = entry.isfile() and entry.offset_data + entry.size > size
+    if entry.size < 0 or reaches_beyond or entry.issparse():
+        raise tarfile.ReadError(f"{entry.name} lies beyond the end")
 
 
 def open_member(tar: tarfile.TarFile, entry: tarfile.TarInfo) -> IO[bytes]:
@@ -129,8 +201,7 @@ def _caption(content: bytes, extension: str) -> str:
     try:
         text = content.decode("utf-8-sig")
         if extension == "json":
-            fields = json.loads(text)
-            fields = fields if isinstance(fields, dict) else {}
+            fields = records.parse(text, dict)
             text = next((str(fields[k]) for k in TEXT_COLUMNS if fields.get(k)), "")
     except ValueError:
         return ""

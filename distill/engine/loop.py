@@ -141,18 +141,29 @@ def _resume(
 ) -> tuple[int, list[float], float]:
     if not file.is_file():
         return 0, [], 0.0
-    with one_sentence(str(file), "delete it, and training begins again from the first step"):
+    advice = "delete it, and training begins again from the first step"
+    with one_sentence(str(file), advice):
         state = torch.load(file, map_location="cpu", weights_only=True)
+        _check_content(state)
     if state["weights"].keys() != weights.keys() or state["step"] > options.iterations:
         raise ValueError(
             f"{file} belongs to another run; choose another folder, or delete the file."
         )
-    with torch.no_grad():
+    with one_sentence(str(file), advice), torch.no_grad():
         for key, parameter in weights.items():
-            parameter.copy_(state["weights"][key])
-            average[key].copy_(state["average"][key])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["losses"], state.get("seconds", 0.0)
+            for target, part in ((parameter, "weights"), (average[key], "average")):
+                target.copy_(state[part][key].reshape(target.shape))
+        optimizer.load_state_dict(state["optimizer"])
+        return state["step"], list(map(float, state["losses"])), float(state.get("seconds", 0.0))
+
+
+def _check_content(state: object) -> None:
+    """Raise ValueError for what `_save` has not written."""
+    kinds = {"step": int, "losses": list, "weights": dict, "average": dict, "optimizer": dict}
+    content = state if isinstance(state, dict) else {}
+    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    if wrong:
+        raise ValueError(f"it lacks {', '.join(wrong)} of a training")
 
 
 def _save(

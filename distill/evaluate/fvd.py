@@ -249,7 +249,10 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
         one_sentence(str(file), "delete it, and the same command makes it again"),
         np.load(file) as kept,
     ):
-        return kept["features"], kept["shown"]
+        clips, shown = kept["features"], kept["shown"]
+        if (clips.ndim, clips.dtype, shown.ndim, shown.dtype) != (2, np.float32, 5, np.uint8):
+            raise ValueError("it holds no features and frames of clips")
+        return clips, shown
 
 
 def _short(name: str) -> str:

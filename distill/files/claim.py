@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ...motion_module.files import atomic_path
+from . import records
 
 ANOTHER_FOLDER = "choose another --out"
 
@@ -70,12 +71,11 @@ def _change(key: str, old: object, new: object) -> str:
 def read_record(file: Path) -> dict[str, object]:
     """Return a folder's record; ValueError where it is damaged."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(record, dict):
-            return record
-    except ValueError:
-        pass
-    raise ValueError(f"{file} is damaged; restore it, or start again with an empty folder.")
+        return records.read(file, dict)
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged; restore it, or start again with an empty folder."
+        ) from error
 
 
 def _first(value: object, count: int | None) -> object:

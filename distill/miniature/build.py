@@ -21,7 +21,6 @@ from ...motion_module.files import atomic_path
 from ...motion_module.module import MotionModule
 from ..engine import distributed, loop
 from ..files import clip_writer
-from ..library_errors import one_sentence
 from ..models.base_model import BaseModel, Vae, load_base, quiet_libraries
 from ..models.latents import to_frames
 from . import gates, metrics, models, sample, split, stages, styles
@@ -87,12 +86,7 @@ def build_miniature(folder: Path, recipe_name: str, gated: bool = True) -> None:
 
 def teacher_cfg(folders: Folders) -> float:
     """Return the guidance that suits the motion module best, as measured before gate B."""
-    return _read_report(folders.report("b-cfg"))[0]["value"]
-
-
-def _read_report(file: Path) -> list[dict]:
-    with one_sentence(str(file), "delete it, and build again"):
-        return json.loads(file.read_text())
+    return gates.read_report(folders.report("b-cfg"))[0].value
 
 
 def _first_base(folders: Folders, recipe: Recipe) -> None:
@@ -161,7 +155,7 @@ def _gate(folders: Folders, recipe: Recipe, name: str, measure: Callable[[], lis
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps([c.as_dict() for c in checks], indent=2))
     distributed.barrier()
-    failed = [c["what"] for c in _read_report(file) if not c["passed"]]
+    failed = [check.what for check in gates.read_report(file) if not check.passed]
     if failed and recipe.gated:
         raise ValueError(
             f"gate {name} failed ({', '.join(failed)}); {file} has the figures. Change "

@@ -1,15 +1,14 @@
 """The model card that ships beside the miniature's weights, written from recipe and gates."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from ...motion_module.checkpoint import MotionCheckpoint
+from ..files import records
 from ..library_errors import one_sentence
-from . import models, probe, split, styles, world
+from . import gates, models, probe, split, styles, world
 from .recipe import MOTION_STAGE, Recipe, Stage
 
 _TEXT = """# The miniature: model card
@@ -124,7 +123,10 @@ def _training(recipe: Recipe, minutes: dict[str, float]) -> Iterable[str]:
 
 def _minutes(file: Path) -> dict[str, float]:
     """Return the minutes of each stage; those of a build by an older version are not recorded."""
-    return _read(file) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    with one_sentence(str(file), "delete it, and build again"):
+        return {stage: float(took) for stage, took in records.read(file, dict).items()}
 
 
 def _distilled(students: Sequence[MotionCheckpoint]) -> str:
@@ -135,23 +137,18 @@ def _distilled(students: Sequence[MotionCheckpoint]) -> str:
         f"{student.metadata['loss']} | {student.metadata['iterations']} |"
         for student in students
     )
-    return _STUDENTS.format(rows=rows, **students[0].metadata)
+    return _STUDENTS.format_map(students[0].metadata | {"rows": rows})
 
 
 def _gates(folder: Path) -> Iterable[str]:
     for report in sorted(folder.glob("*.json")):
-        for check in _read(report):
-            sign = "at most" if check["at_most"] else "at least"
-            verdict = "" if check["passed"] else " (**not reached**)"
+        for check in gates.read_report(report):
+            sign = "at most" if check.at_most else "at least"
+            verdict = "" if check.passed else " (**not reached**)"
             yield (
-                f"| {report.stem} | {check['what']} | {check['value']:.3f} | "
-                f"{sign} {check['bound']}{verdict} |"
+                f"| {report.stem} | {check.what} | {check.value:.3f} | "
+                f"{sign} {check.bound}{verdict} |"
             )
-
-
-def _read(file: Path) -> Any:
-    with one_sentence(str(file), "delete it, and build again"):
-        return json.loads(file.read_text())
 
 
 def _count(module: nn.Module) -> int:

@@ -6,11 +6,14 @@ worth distilling: measured on captions that were never trained (split.py's "vali
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
 from ...motion_module.module import MotionModule
 from ..engine.denoising_loss import denoising_loss
+from ..files import records
+from ..library_errors import one_sentence
 from ..models.base_model import BaseModel, encode_prompt
 from ..models.latents import encode_images
 from . import metrics, render, sample, split, styles, world
@@ -40,6 +43,23 @@ class Check:
 
     def as_dict(self) -> dict[str, object]:
         return asdict(self) | {"passed": self.passed}
+
+
+def read_report(file: Path) -> list[Check]:
+    """Return the figures that a gate has written down; ValueError where they are damaged."""
+    with one_sentence(str(file), "delete it, and build again"):
+        checks = [_as_check(told) for told in records.read(file, list)]
+        if not checks:
+            raise ValueError("it has no figures")
+    return checks
+
+
+def _as_check(told: dict) -> Check:
+    names = ("what", "value", "bound", "at_most")
+    if not isinstance(told, dict) or any(name not in told for name in names):
+        raise ValueError(f"a figure lacks one of {', '.join(names)}")
+    what, value, bound, at_most = (told[name] for name in names)
+    return Check(str(what), float(value), float(bound), bool(at_most))
 
 
 def gate_a(base: BaseModel, style: str, clips: int, steps: int) -> list[Check]:

@@ -116,6 +116,8 @@ class Table:
             ):
                 reader = csv.DictReader(source)
                 columns, self.rows = reader.fieldnames, list(reader)
+                if columns == _COLUMNS:
+                    _check_rows(self.rows)
             if columns != _COLUMNS:
                 raise ValueError(f"{file} is another table; choose another --out.")
 
@@ -136,6 +138,16 @@ class Table:
             writer.writeheader()
             writer.writerows(self.rows)
         return written
+
+
+def _check_rows(rows: Sequence[dict[str, str]]) -> None:
+    """Raise ValueError for a row whose cells are too many, too few, or text instead of numbers."""
+    for number, cells in enumerate(rows, 1):
+        if set(cells) != set(_COLUMNS) or None in cells.values():
+            raise ValueError(f"row {number} has not as many cells as there are columns")
+        measured = metrics.METRICS if int(cells["steps"]) else ()
+        for column in ("n", "evaluations", "cfg", *measured):
+            float(cells[column])
 
 
 def show(rows: Iterable[Mapping[str, object]]) -> str:

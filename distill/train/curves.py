@@ -51,7 +51,7 @@ class Curves:
 
     def __init__(self, folder: Path, resumed: Place) -> None:
         self.file = folder / "curves.csv"
-        kept = [row for row in self._rows() if _place(row) < resumed]
+        kept = self._rows_before(resumed)
         with atomic_path(self.file) as temporary, open(temporary, "w", newline="") as target:
             writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
             writer.writeheader()
@@ -87,14 +87,17 @@ class Curves:
         self._target.close()
         self._board.close()
 
-    def _rows(self) -> list[dict[str, str]]:
+    def _rows_before(self, resumed: Place) -> list[dict[str, str]]:
         if not self.file.is_file():
             return []
         advice = "delete it; the run goes on without its earlier rows"
         with one_sentence(str(self.file), advice), self.file.open(newline="") as source:
             # a kill may leave half a line at the end
-            return [row for row in csv.DictReader(source) if row["peak_gib"]]
+            rows = [row for row in csv.DictReader(source) if row.get("peak_gib")]
+            if any(not row.keys() <= set(COLUMNS) for row in rows):
+                raise ValueError("it has cells of other columns")
+            return [row for row in rows if _place(row) < resumed]
 
 
 def _place(row: Mapping[str, str]) -> Place:
-    return Place(int(row["stage"]), int(row["phase"]), int(row["iteration"]))
+    return Place(*(int(row[name]) for name in ("stage", "phase", "iteration")))

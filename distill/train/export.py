@@ -83,11 +83,11 @@ def _card(name: str, students: list[MotionCheckpoint]) -> str:
     losses = [loss for loss in METHODS if any(c.metadata["loss"] == loss for c in students)]
     use = [_USE] if losses != ["consistency"] else []
     use += [_USE_OF_CONSISTENCY] if "consistency" in losses else []
-    return _TEXT.format(
-        name=name,
-        rows="\n".join(rows),
-        use="\n".join(use),
-        methods="; ".join(METHODS[loss] for loss in losses),
-        scope=_SCOPES[metadata["norm_scope"]],
-        **metadata,
-    )
+    words = {
+        "name": name,
+        "rows": "\n".join(rows),
+        "use": "\n".join(use),
+        "methods": "; ".join(METHODS[loss] for loss in losses),
+        "scope": _SCOPES[metadata["norm_scope"]],
+    }
+    return _TEXT.format_map(metadata | words)

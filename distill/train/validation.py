@@ -24,6 +24,7 @@ from ...samplers import prediction
 from ..engine import distributed
 from ..engine.average import copy_average
 from ..evaluate import features, frechet
+from ..files import records
 from ..library_errors import one_sentence
 from ..miniature import metrics
 from ..miniature.names import PREFIX, is_miniature, motion_module_path
@@ -43,6 +44,16 @@ FILE = "validation.jsonl"
 _WALKS = 8  # clips on which each step is looked at
 _GAIN = 0.05  # a distance that fell by less has hardly changed: it varies by that from seed to seed
 _VERSIONS = ("torch", "diffusers", "transformers")
+_KINDS: dict[str, type | tuple[type, ...]] = {  # of what a line tells of a measurement
+    "base": str,
+    "stage": int,
+    "phase": int,
+    "iteration": int,
+    "moved": (int, float),
+    "frechet": (int, float),
+    "guidance": list,
+    "landing": list,
+}
 _CONSISTENCY_STEPS = 4  # its students have no step count of their own
 
 
@@ -265,14 +276,15 @@ def describe(folder: Path, config: TrainConfig, number: int) -> list[str]:
     sentences, gains = [], []
     for base in dict.fromkeys(line["base"] for line in told):
         of_base = [line for line in told if line["base"] == base]
-        first, last = of_base[0], next(line for line in of_base if _at(line) == kept)
+        first = of_base[0]
+        last = next((line for line in of_base if _at(line) == kept), first)
         before, after = first["frechet"], last["frechet"]
         sentence = f"the distance on {base} went from {before:.4g} to {after:.4g}"
         for name in ("guidance", "landing"):
             if first[name]:
                 sentence += f", {name} from {_mean(first[name]):.3g} to {_mean(last[name]):.3g}"
         sentences.append(f"{sentence}; the weights moved by {last['moved']:.2%}.")
-        gains.append(1 - after / before)
+        gains.append(1 - after / before if before else 0.0)
     if gains and max(gains) < _GAIN:
         sentences.append(
             f"no distance fell by {_GAIN:.0%}; raise learning_rate or iterations, or leave the "
@@ -308,8 +320,20 @@ def read_lines(folder: Path) -> list[dict]:
     with one_sentence(str(file), "delete it; the run goes on without its earlier lines"):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.endswith("}"):
-                told.append(json.loads(line))
+                told.append(_checked(records.parse(line, dict)))
     return told
+
+
+def _checked(line: dict) -> dict:
+    """Return a line; ValueError where it tells a measurement, but not all of it."""
+    if "stage" not in line:
+        return line
+    wrong = [key for key, kind in _KINDS.items() if not isinstance(line.get(key), kind)]
+    if wrong:
+        raise ValueError(f"a line does not tell its {', '.join(wrong)}")
+    if not all(isinstance(n, (int, float)) for n in (*line["guidance"], *line["landing"])):
+        raise ValueError("a line tells a guidance or landing that is no number")
+    return line
 
 
 def _as_line(told: Mapping[str, object]) -> str:
