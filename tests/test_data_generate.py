@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def undisturbed(tmp_path_factory):
 def test_every_pair_is_made_once(undisturbed):
     found = []
     for source in latent_shards.find_shards(str(undisturbed.out)):
-        for key, part, entry, tar in latent_shards.video_shards.members(source):
+        for key, part, entry, tar in latent_shards.video_shards.members(Path(source)):
             if part == "json":
                 told = json.loads(tar.extractfile(entry).read())
                 assert (told["frames"], told["width"], told["steps"]) == (16, 16, 2)

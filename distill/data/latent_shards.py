@@ -38,6 +38,7 @@ LATENTS, FLIPPED, CAPTION = "latents.npy", "flipped.npy", "txt"
 _VERSION = 1
 _MEMBERS = (LATENTS, FLIPPED, CAPTION)  # two columns of `places` each
 _NOWHERE = (-1, 0)
+_ODD = (ValueError, KeyError, TypeError, AttributeError, OverflowError)  # an index that is
 _DTYPES = (np.dtype("<f2"), np.dtype("<f4"))
 Shape = tuple[int, int, int, int]
 Header = tuple[tuple[int, ...], np.dtype]  # of a .npy file: shape and dtype
@@ -185,14 +186,15 @@ def _index_of_url(url: str | None) -> dict[str, Shard]:
 
 
 def _parsed(text: str) -> dict[str, Shard]:
-    """Return the shards that an index's text tells, by name; none where it is odd."""
-    try:
+    """Return the shards that an index's text tells, by name, but for those that are odd."""
+    shards: dict[str, Shard] = {}
+    with contextlib.suppress(*_ODD):
         content = records.parse(text, dict)
-        if content["version"] != _VERSION:
-            return {}
-        return {name: _shard(name, told) for name, told in content["shards"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
-        return {}
+        told = content["shards"].items() if content["version"] == _VERSION else ()
+        for name, entry in told:
+            with contextlib.suppress(*_ODD):
+                shards[name] = _shard(name, entry)
+    return shards
 
 
 def _shard(name: str, told: dict) -> Shard:
