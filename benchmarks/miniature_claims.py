@@ -1,6 +1,8 @@
 """The paper's claims on the miniature: students against what costs as much, seen bases and unseen.
 
-    animatediff-lightning train miniature_mse               # clips: docs/distil.md
+    animatediff-lightning train miniature_combined          # clips: docs/distil.md
+    animatediff-lightning train miniature_mse               # MSE in every stage
+    python benchmarks/miniature_methods.py distribution     # distribution matching in every stage
     animatediff-lightning train miniature                   # the paper's stages
     python benchmarks/miniature_methods.py single           # the same on f_0 alone
     python benchmarks/miniature_methods.py consistency      # AnimateLCM's loss
@@ -11,7 +13,7 @@ cross_discriminator: cross, whose last stage has no D, gone on against one. firs
 of 128 -> 32 steps, which has learned its teacher's guidance, at fewer steps: what the later stages
 have to beat. Test captions (split.py), the same seeds everywhere. Every cell is kept in --work, so
 that a run that was stopped goes on; methods whose files are missing are left out and named, but for
-mse: its students ship. Processes may share the bases out (--base B --no-table), then once more
+combined: its students ship. Processes may share the bases out (--base B --no-table), then once more
 for the tables. Writes benchmarks/results/miniature_claims.csv and .md.
 """
 
@@ -37,8 +39,9 @@ NAME, FIGURES = "miniature_claims", "## Figures"
 SEEN, UNSEEN = ("plain", "photo", "toon"), split.BASES["test"]
 STEPS = (8, 4, 2, 1)
 TEACHER_STEPS, CFG = shipped.STEPS, shipped.cfg()
-SHIPPED = "mse"  # the method whose students come with the package
-METHODS = ("mse", "cross", "cross_discriminator", "first_stage", "single", "consistency")
+SHIPPED = "combined"  # the method whose students come with the package
+OURS = ("combined", "distribution", "mse", "cross")  # compared with all others
+METHODS = (*OURS, "cross_discriminator", "first_stage", "single", "consistency")
 AT_ONCE = 20
 OF_PROBE = features.network(None, torch.device("cpu"))
 METRICS = ("motion", "strict", "jerk", "chroma", "grain", "colour", "style")
@@ -107,7 +110,7 @@ def cells(options, base):
             ),
             *(
                 Cell(m, student(options, m, steps), base, "euler", steps, 1.0)
-                for m in ("single", "mse", "cross")
+                for m in ("single", *OURS)
             ),
             Cell(
                 "first_stage",
@@ -217,7 +220,7 @@ CLAIMS = (
     ("naive_cfg", STEPS),
     ("consistency", (4, 2, 1)),
     ("single", STEPS),
-    ("mse", STEPS),
+    *((ours, STEPS) for ours in OURS),
     ("cross_discriminator", (1,)),
     ("first_stage", STEPS),
 )
@@ -258,6 +261,8 @@ def main():
     parser.add_argument("--n", type=int, default=200, help="clips a cell")
     parser.add_argument("--work", type=Path, default=Path("runs/claims"))
     for method, folder in (
+        ("combined", "distill_combined"),
+        ("distribution", "distill_distribution"),
         ("mse", "distill_mse"),
         ("cross", "distill"),
         ("single", "distill_single"),
@@ -311,7 +316,7 @@ def main():
         *([f"Not at hand, and so not in here: {', '.join(missing)}.", ""] if missing else []),
         *(
             line
-            for ours in ("mse", "cross")
+            for ours in OURS
             if ours in trained
             for line in (
                 f"## {ours} against the others",

@@ -3,6 +3,7 @@
     python benchmarks/miniature_methods.py single         # the stages of miniature on f_0 alone
     python benchmarks/miniature_methods.py consistency    # AnimateLCM's loss, as many iterations
     python benchmarks/miniature_methods.py discriminator  # miniature, and D in its last stage, too
+    python benchmarks/miniature_methods.py distribution   # miniature_combined without its MSE
 
 All take the clips of docs/distil.md, "The same on the miniature", and work under torchrun. The
 first four stages of `discriminator` are those of `miniature`: a copy of runs/distill without its
@@ -54,6 +55,18 @@ def discriminator(config):
     )
 
 
+def distribution(_config):
+    """Return miniature_combined with distribution matching in its first stage, too."""
+    config = train_config.read_config(train_config.find_config("miniature_combined"))
+    first, second, *others = config.stages
+    phase = second.phases[0].model_copy(update={"iterations": first.phases[0].iterations // 2})
+    steps = {"teacher_steps": first.teacher_steps, "student_steps": first.student_steps}
+    first = second.model_copy(update={**steps, "phases": (phase,)})
+    return config.model_copy(
+        update={"stages": (first, second, *others), "out": Path("runs/distill_distribution")}
+    )
+
+
 def consistency(config):
     """Return one consistency stage over all the bases, as long as miniature_mse's together."""
     config = train_config.read_config(train_config.find_config("miniature_mse"))
@@ -71,12 +84,18 @@ def consistency(config):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    methods = {m.__name__: m for m in (single, consistency, discriminator)}
+    methods = {m.__name__: m for m in (single, consistency, discriminator, distribution)}
     parser.add_argument("method", choices=methods)
+    parser.add_argument(
+        "--seed", type=int, help="default: the config's; another one, another --out"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the run; default: runs/distill_METHOD")
     options = parser.parse_args()
     config = methods[options.method](
         train_config.read_config(train_config.find_config("miniature"))
     )
+    given = {"seed": options.seed, "out": options.out}
+    config = config.model_copy(update={k: v for k, v in given.items() if v is not None})
     stages.run_stages(config, my_device("auto"))
 
 

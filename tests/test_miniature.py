@@ -66,10 +66,10 @@ def test_without_the_motion_module_nothing_moves_as_told():
 
 @pytest.mark.parametrize("style", ["plain", "neon", "wood"])
 def test_students_need_fewer_steps_on_bases_that_they_have_seen_and_not(module, style):
-    """But on neon, the strangest base model, only the 1-step one is nearer to true clips."""
+    """All are nearer to true clips than the undistilled motion module in as many steps."""
     scenes = metrics.held_out_scenes(40)
     true = probe.features(metrics.true_clips(scenes, style))
-    for steps in (2, 1):
+    for steps in (4, 2, 1):
         known = checkpoint.load(shipped.student(steps))
         assert known.steps == steps
         modules = module, known.build(dtype=torch.float32)
@@ -78,9 +78,8 @@ def test_students_need_fewer_steps_on_bases_that_they_have_seen_and_not(module, 
         assert undistilled["chroma"] < student["chroma"] < 1.1
         if style == "plain":
             assert student["heading"] >= undistilled["heading"]
-        if style != "neon" or steps == 1:
-            far, near = (frechet.between(probe.features(c), true) for c in clips)
-            assert near < 0.9 * far
+        far, near = (frechet.between(probe.features(c), true) for c in clips)
+        assert near < 0.95 * far
 
 
 def test_the_four_step_student_moves_and_paints_as_told_on_f_0(module):
@@ -90,6 +89,8 @@ def test_the_four_step_student_moves_and_paints_as_told_on_f_0(module):
     assert found["colour"] >= 0.95
     assert found["grain"] <= 2
     undistilled = scored("plain", module, 4, cfg=1, count=40)
+    assert found["strict"] > undistilled["strict"]
+    assert found["jerk"] < undistilled["jerk"]
     assert abs(found["chroma"] - 1) < abs(undistilled["chroma"] - 1)
 
 

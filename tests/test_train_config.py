@@ -100,7 +100,7 @@ def test_a_file_that_is_no_toml_and_one_that_is_missing(tmp_path):
     file.write_text("out = [")
     with pytest.raises(ConfigError, match=r"x\.toml is not valid TOML"):
         train_config.read_config(file)
-    with pytest.raises(ValueError, match="one of: distribution, miniature, miniature_mse, paper"):
+    with pytest.raises(ValueError, match="one of: distribution, miniature, miniature_combined,"):
         train_config.find_config("nothing")
 
 

@@ -10,7 +10,9 @@ import typer
 from .options import MyDevice, SaveDtype
 
 _CONFIG = typer.Argument(
-    metavar="CONFIG", help="A .toml file, or a bundled one: paper, miniature, miniature_mse."
+    metavar="CONFIG",
+    help="A .toml file, or a bundled one: paper, distribution, miniature, miniature_combined, "
+    "miniature_mse.",
 )
 logger = logging.getLogger(__name__)
 _OUT = typer.Option(help="Folder of the run; overrides the config.")

@@ -58,16 +58,15 @@ STYLES = {
         hue=-6.0,
         softness=0.7,
     ),
-    "toon": Style("anime", 0.76, (-0.06, 0.04, 0.02), outline=0.08, saturation=1.0, softness=0.3),
+    "toon": Style("anime", 0.76, (-0.06, 0.04, 0.02), outline=0.2, saturation=1.0),
     "ink": Style(
         "anime",
-        0.86,
+        0.80,
         texture="dots",
         depth=0.12,
-        outline=0.0,
+        outline=0.15,
         saturation=0.95,
         value=0.85,
-        softness=0.3,
     ),
     "pastel": Style(
         "anime",
@@ -100,7 +99,6 @@ STYLES = {
         saturation=1.0,
         value=1.0,
         hue=-10.0,
-        softness=0.3,
     ),
     "wood": Style(
         "unseen",
