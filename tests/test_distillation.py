@@ -188,7 +188,7 @@ class Stage:
         self.context.__exit__(None, None, None)
 
     def add_gradients(self, module, loss):
-        return self.trainer._backward(module, self.batches, loss)
+        return self.trainer._backward(module, self.batches, loss)[0]
 
     def update_discriminator(self):
         self.add_gradients(self.networks.discriminator, losses.discriminator_of_batch)

@@ -166,9 +166,10 @@ class Half:
 
     def learn_student(self):
         self.fake.requires_grad_(False)
-        return self.trainer._backward(
+        figures, _ = self.trainer._backward(
             self.networks.student, self.batches, distribution.distribution_of_batch
         )
+        return figures
 
     def close(self):
         self.context.__exit__(None, None, None)

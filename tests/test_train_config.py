@@ -265,7 +265,7 @@ def test_a_run_from_before_there_was_a_head_start_is_known_again():
 
 @pytest.mark.slow
 def test_the_bundled_students_are_of_the_bundled_config():
-    config = train_config.read_config(train_config.find_config("miniature_mse"))
+    config = train_config.read_config(train_config.find_config("miniature_combined"))
     known = checkpoint.load(shipped.student(1)).metadata  # of the last stage
     assert known["training"] == config.digest()
     for stage in config.stages:
