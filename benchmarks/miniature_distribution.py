@@ -14,11 +14,11 @@ import csv
 from pathlib import Path
 
 from animatediff_lightning.distill.engine import distributed
-from animatediff_lightning.distill.miniature import shipped, split
+from animatediff_lightning.distill.miniature import shipped
 from animatediff_lightning.distill.models.devices import my_device
 from animatediff_lightning.distill.train import config as train_config
 from animatediff_lightning.distill.train import stages, validation
-from animatediff_lightning.distill.train.config import Phase, Stage, ValidationTable
+from animatediff_lightning.distill.train.config import Phase, Stage
 
 RESULTS = Path(__file__).parent / "results" / "miniature_distribution.csv"
 FROM, STEPS = 8, 4
@@ -50,11 +50,9 @@ def configure(name, seed, start, work):
         phases=(phase,),
         **of_stage,
     )
-    table = ValidationTable(bases=split.BASES["validation"], every=20, clips=96)
-    table = table.model_copy(update={"bases": tuple(f"miniature:{b}" for b in table.bases)})
     changes = {
         "stages": (stage,),
-        "validation": table,
+        "validation": base.validation.model_copy(update={"every": 20, "clips": 96}),
         "seed": seed,
         "out": folder(name, seed, work),
     }

@@ -77,7 +77,7 @@ def _read(path: Path) -> bytes:
 def _within_bounds(file: IO[bytes], size: int) -> bytes:
     with file:
         if size > _LARGEST:
-            raise OSError(f"{size} bytes")
+            raise OSError(f"it has {size} bytes, more than {_LARGEST}")
         return file.read()
 
 

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ..library_errors import one_sentence
 from . import sd15_config, single_file
 from .haar_vae import HaarVAE
-from .headers import MODELS, check_configs, check_single_file, read_config
+from .headers import MODELS, check_configs, check_parts, check_single_file, read_config
 from .latent_size import pixels_per_latent
 from .tokenizer import load_tokenizer
 
@@ -165,14 +165,12 @@ def _load_folder(
     path: Path, tokenizer: str | Path | None, prediction_type: str | None
 ) -> BaseModel:
     for name in MODELS:
-        config = path / name / "config.json"
-        if not config.is_file():
+        if not (path / name / "config.json").is_file():
             raise ValueError(
                 f"{path.name} lacks {name}/config.json; "
                 "give a diffusers folder or a checkpoint file."
             )
-        with one_sentence(f"{path.name}/{name}"):
-            read_config(config)
+    check_parts(path)
     return BaseModel(
         name=path.name,
         unet=_load_model(UNet2DConditionModel, path, "unet"),

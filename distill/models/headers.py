@@ -89,10 +89,18 @@ def check_configs(folder: str | Path, option: str = "--config") -> None:
     """Raise ValueError where a folder holds no configs; option: what the user named it by."""
     if not (Path(folder) / "model_index.json").is_file():
         raise ValueError(f"{folder} has no model_index.json; give a diffusers folder as {option}.")
+    check_parts(Path(folder))
+
+
+def check_parts(folder: Path) -> None:
+    """Raise ValueError where the config of one of a base model's parts is unfit, see read_config.
+
+    A part that is not there is not asked for.
+    """
     for name in MODELS:
-        file = Path(folder) / name / "config.json"
+        file = folder / name / "config.json"
         if file.is_file():
-            with one_sentence(f"{Path(folder).name}/{name}"):
+            with one_sentence(f"{folder.name}/{name}"):
                 read_config(file)
 
 

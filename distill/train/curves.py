@@ -61,17 +61,15 @@ class Curves:
         self._writer = csv.DictWriter(self._target, COLUMNS, lineterminator="\n")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=len(kept))
 
-    def add(
-        self, place: Place, values: Mapping[str, float], by_base: Mapping[str, float] | None = None
-    ) -> None:
+    def add(self, place: Place, values: Mapping[str, float], by_base: Mapping[str, float]) -> None:
         """Write an iteration's figures, exactly as they were computed."""
         row = {"stage": place.stage, "phase": place.phase, "iteration": place.count}
         told = {name: repr(value) for name, value in values.items()}
-        self._writer.writerow(row | told | {"loss_g_by_base": json.dumps(by_base or {})})
+        self._writer.writerow(row | told | {"loss_g_by_base": json.dumps(by_base)})
         self._target.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, self._count)
-        for base, value in (by_base or {}).items():
+        for base, value in by_base.items():
             self._board.add_scalar(f"{base}/loss_g", value, self._count)
         self._count += 1
 
