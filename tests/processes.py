@@ -1,5 +1,6 @@
 """Processes that tests start: forks of this one, alone or as torchrun starts a group of them."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -8,6 +9,8 @@ from collections.abc import Callable
 import torch
 
 FORK = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
+# a fork must not collect what its parent left: with torch 2.14 (CUDA wheel, on a CPU) that crashes
+os.register_at_fork(after_in_child=gc.freeze)
 
 
 def together(world_size: int, work: Callable[[int], object]) -> None:

@@ -249,7 +249,7 @@ class Record:
     def begin(self, config: TrainConfig, device: torch.device) -> None:
         """Write what the following lines are made by."""
         told = {
-            "versions": {name: metadata.version(name) for name in _VERSIONS},
+            "versions": {name: _version_of(name) for name in _VERSIONS},
             "machine": _name_of(device),
             "processes": distributed.world_size(),
             "config": config.digest(),
@@ -342,6 +342,11 @@ def _as_line(told: Mapping[str, object]) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def _version_of(name: str) -> str:
+    """Return a library's version; torch's own also tells what it was built for."""
+    return str(torch.__version__) if name == "torch" else metadata.version(name)
 
 
 def _name_of(device: torch.device) -> str:
